@@ -1,0 +1,271 @@
+"""The shared vocabulary: what adapters hand on, what analysis makes of it, and what reports show.
+
+Data flows one way. An adapter turns a model into a :class:`Network` of :class:`Layer`; the analysis turns each layer
+into a :class:`LayerAnalysis`; a report reads the :class:`Analysis`. All records are frozen, and none knows a framework.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+from math import inf, log10
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.floating[Any]]
+IntArray = NDArray[np.integer[Any]]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weight of a model, seen as a matrix with a row for each output channel.
+
+    Which axis of the framework's tensor is the output channel is decided once, in the adapter. The numbers are read
+    only when asked for, so that a network of many layers costs no memory until then.
+    """
+
+    name: str
+    """The name of the module that owns the weight, as the framework spells it."""
+    op: str
+    """The kind of layer, such as ``Conv2d``; ``other`` for a parameter of a module that qvis has no rule for."""
+    shape: tuple[int, ...]
+    """The shape of the framework's own tensor."""
+    dtype: str
+    """The type it is stored in, such as ``bfloat16``."""
+    read: Callable[[], FloatArray] = field(repr=False, compare=False)
+    """Returns the weight as float32 or float64, (channels, elements); shares memory with the model where it can."""
+    channels: str = "axis 0"
+    """Where the rows of :attr:`weight` come from, in words: ``axis 0``, ``groups x axis 1``, ..."""
+    aliases: tuple[str, ...] = ()
+    """Other names under which the model holds the very same tensor (tied weights)."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know about the numbers, such as that they were dequantized."""
+
+    @property
+    def weight(self) -> FloatArray:
+        """The weight, (channels, elements). Read anew at each access; never written to."""
+        return self.read()
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A tensor of the model that is not reported on, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model as qvis sees it: its layers in the model's own order, and what was left out."""
+
+    name: str
+    framework: str
+    """Framework and version, such as ``PyTorch 2.13.0``."""
+    layers: tuple[Layer, ...]
+    skipped: tuple[Skipped, ...] = ()
+    parameters: int = 0
+    """All trainable numbers of the model, tied ones once."""
+
+
+@dataclass(frozen=True)
+class ChannelStatistics:
+    """Statistics of each output channel of one layer. All arrays have shape (channels,).
+
+    NaN and infinite weights are left out of the statistics and counted in :attr:`nonfinite`; a channel without any
+    finite weight has NaN everywhere.
+    """
+
+    min: FloatArray
+    max: FloatArray
+    mean: FloatArray
+    std: FloatArray
+    """Sample standard deviation (n - 1), as pandas computes it; NaN for channels of one weight."""
+    q25: FloatArray
+    q50: FloatArray
+    q75: FloatArray
+    nonfinite: IntArray
+    """How many weights are NaN or infinite."""
+    dead: BoolArray
+    """Channels whose largest weight is below ``Thresholds.dead`` of the layer's largest."""
+    elements: int
+    """Weights in each channel."""
+
+    @cached_property
+    def range(self) -> FloatArray:
+        """max - min."""
+        return self.max - self.min
+
+    @cached_property
+    def peak(self) -> FloatArray:
+        """max |w|: what sets the step of a symmetric grid."""
+        return np.maximum(np.abs(self.min), np.abs(self.max))
+
+    @cached_property
+    def live(self) -> BoolArray:
+        """Channels that hold finite weights and are not dead."""
+        return ~self.dead & np.isfinite(self.peak)
+
+    @cached_property
+    def relative_range(self) -> FloatArray:
+        """range / the smallest positive range of a live channel. All ones where no live channel has a range."""
+        base = self.range[self.live & (self.range > 0)]
+        if base.size == 0:
+            return np.where(np.isfinite(self.range), 1.0, np.nan).astype(self.range.dtype)
+        with np.errstate(over="ignore"):
+            return self.range / base.min()
+
+
+@dataclass(frozen=True)
+class RoundingNoise:
+    """What rounding one layer to a symmetric signed grid does to its weights. Arrays have shape (channels,).
+
+    The step is max|w| / (2^(bits-1) - 1) and rounding is to nearest, so no weight is clipped. Sums are over the finite
+    weights of a channel.
+    """
+
+    bits: int
+    step: float
+    """The step of the grid that the whole tensor shares; 0 where all weights are zero."""
+    power: FloatArray
+    """Sum of w^2."""
+    noise_tensor: FloatArray
+    """Sum of (w - w_rounded)^2 with one step for the tensor."""
+    noise_channel: FloatArray
+    """The same with a step for each channel."""
+    levels: IntArray
+    """How many of the 2^bits levels of the shared grid lie between a channel's smallest and largest weight."""
+
+    @cached_property
+    def sqnr_tensor(self) -> float:
+        """Signal to quantization noise of the layer in dB, one step per tensor."""
+        return decibels(float(self.power.sum()), float(self.noise_tensor.sum()))
+
+    @cached_property
+    def sqnr_channel(self) -> float:
+        """Signal to quantization noise of the layer in dB, one step per channel."""
+        return decibels(float(self.power.sum()), float(self.noise_channel.sum()))
+
+
+def decibels(signal: float, noise: float) -> float:
+    """10 log10(signal / noise): inf without noise, NaN without signal."""
+    if not signal > 0:
+        return float("nan")
+    return 10 * log10(signal / noise) if noise > 0 else inf
+
+
+class Severity(str, Enum):
+    """How much a layer needs attention."""
+
+    OK = "ok"
+    WATCH = "watch"
+    PROBLEM = "problem"
+    UNUSABLE = "unusable"
+
+    @property
+    def rank(self) -> int:
+        """0 for ok to 3 for unusable."""
+        return list(Severity).index(self)
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One finding about a layer, in plain words with its numbers."""
+
+    kind: str
+    """``nonfinite``, ``zero``, ``noise``, ``starved``, ``outliers``, ``dead``, ``near_dead``, ``single`` or ``note``."""
+    text: str
+    channels: tuple[int, ...] = ()
+    """The channels it is about."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class LayerAnalysis:
+    """Everything a report knows about one layer."""
+
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    dtype: str
+    channels: str
+    aliases: tuple[str, ...]
+    notes: tuple[str, ...]
+    statistics: ChannelStatistics
+    rounding: RoundingNoise
+    noise_share: float
+    """What layers are ranked by; see :func:`qvis.analysis.problems.noise_share`. 0 is best, NaN for unusable layers."""
+    severity: Severity
+    reasons: tuple[Reason, ...]
+    flags: dict[str, IntArray] = field(default_factory=dict)
+    """Channel indices by finding: ``outliers``, ``starved``, ``dead``, ``near_dead``, ``nonfinite``."""
+    digest: str = ""
+    """sha256 of the weight's bytes, as hexadecimal digits."""
+
+    @property
+    def weights(self) -> int:
+        """How many weights the layer has."""
+        return int(self.statistics.min.size) * self.statistics.elements
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where findings begin. The defaults suit int8; their reasons stand in the documentation's chapter on severity."""
+
+    watch_db: float = 30.0
+    """A layer is to be watched when a quarter of its channels keep fewer dB than this on the shared grid."""
+    problem_db: float = 20.0
+    """It is a problem below this: 20 dB is 1 % of a channel's power turned to noise."""
+    starved_levels: int = 8
+    """A channel that gets fewer levels of the shared grid than this is starved."""
+    watch_starved: float = 0.25
+    """Share of the live channels that must be starved for ``watch``."""
+    problem_starved: float = 0.5
+    """Share of the live channels that must be starved for ``problem``."""
+    dead: float = 1e-6
+    """A channel is dead when its largest weight is below this share of the layer's largest."""
+    near_dead: float = 1e-3
+    """A live channel is near dead when its largest weight is below this share of the upper quartile of the channels'."""
+    outlier_iqr: float = 1.5
+    """A channel is an outlier when its relative range exceeds Q3 + this many interquartile ranges (AIMET's rule)."""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The finding about a whole model; made by :func:`qvis.analyze`, read by every report."""
+
+    name: str
+    framework: str
+    parameters: int
+    layers: tuple[LayerAnalysis, ...]
+    """In the model's own order."""
+    skipped: tuple[Skipped, ...]
+    thresholds: Thresholds
+    bits: int
+    fingerprint: str
+    """sha256 over names, shapes and weights of the layers: the same for the same model, whatever the machine."""
+    evidence: str = "from the weights alone"
+
+    @cached_property
+    def ranked(self) -> tuple[LayerAnalysis, ...]:
+        """The layers, worst first: by severity, then by the noise that rounding brings."""
+        order = sorted(
+            range(len(self.layers)),
+            key=lambda i: (-self.layers[i].severity.rank, -np.nan_to_num(self.layers[i].noise_share, nan=inf), i),
+        )
+        return tuple(self.layers[i] for i in order)
+
+    @property
+    def problematic_layers(self) -> tuple[LayerAnalysis, ...]:
+        """Layers that are a problem or unusable, worst first."""
+        return tuple(layer for layer in self.ranked if layer.severity.rank >= Severity.PROBLEM.rank)
