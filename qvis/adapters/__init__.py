@@ -1,0 +1,144 @@
+"""Where models come in: finds the adapter for a model object or a file, and picks the layers that were asked for.
+
+An adapter is a module of this package, or an object that another package offers under the entry point group
+``qvis.adapters``. It knows one framework or one file format, and imports it only when it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from qvis.errors import BadArgumentError, UnknownLayerError, UnsupportedModelError, suggest
+from qvis.layers import Layer, Network
+
+BUILT_IN = ("torch",)
+"""Modules of this package, asked in this order."""
+PLUGINS = "qvis.adapters"
+"""The entry point group of adapters from other packages, asked after the built-in ones."""
+ACCEPTED = "a torch.nn.Module"
+
+
+class Adapter(Protocol):
+    """What an adapter offers; a module with these two functions is one."""
+
+    def handles(self, model: Any, /) -> bool:
+        """Whether this adapter reads ``model``, an object or a :class:`~pathlib.Path`. Imports no framework."""
+        ...
+
+    def read(self, model: Any, /) -> Network:
+        """The model's layers. Never changes the model."""
+        ...
+
+
+def read(model: object, selected_layers: str | Iterable[str] | None = None, *, name: str | None = None) -> Network:
+    """Read the layers of a model.
+
+    Parameters
+    ----------
+    model
+        A model object, or the path of a file.
+    selected_layers
+        Names of layers, of modules (all layers inside), or glob patterns; case matters. Default: all layers. The order
+        stays the model's.
+    name
+        What to call the model. Default: the name of its class or file.
+
+    Raises
+    ------
+    UnsupportedModelError
+        ``model`` is nothing that an adapter reads, or it holds no weights.
+    UnknownLayerError
+        An entry of ``selected_layers`` matches no layer.
+    BadArgumentError
+        A path that does not exist, or ``selected_layers`` that are no names.
+    """
+    if isinstance(model, (str, PathLike)):
+        model = _existing(model)
+    network = _adapter(model).read(model)
+    if not network.layers:
+        left_out = "".join(f"; {skipped.name!r} {skipped.reason}" for skipped in network.skipped[:3])
+        raise UnsupportedModelError(f"model: {network.name} holds no weights that could be reported on{left_out}")
+    if selected_layers is not None:
+        network = replace(network, layers=_select(network, selected_layers))
+    return network if name is None else replace(network, name=name)
+
+
+def _existing(model: str | PathLike[str]) -> Path:
+    path = Path(model)
+    if not path.exists():
+        raise BadArgumentError(f"model: there is no file {str(model)!r}; give {ACCEPTED}")
+    return path
+
+
+def _adapter(model: object) -> Adapter:
+    for name in BUILT_IN:
+        adapter = cast(Adapter, import_module(f"{__name__}.{name}"))
+        if adapter.handles(model):
+            return adapter
+    failures: list[str] = []
+    for plugin in entry_points(group=PLUGINS):
+        found = _plugin(plugin, model, failures)
+        if found is not None:
+            return found
+    if isinstance(model, Path):
+        what = f"the file {str(model)!r}"
+    elif isinstance(model, type):
+        what = f"the class {_spell(model)}, only an instance of it"
+    else:
+        what = f"an object of type {_spell(type(model))}"
+    raise UnsupportedModelError("; ".join([f"model: cannot read {what}; give {ACCEPTED}", *failures]))
+
+
+def _plugin(plugin: EntryPoint, model: object, failures: list[str]) -> Adapter | None:
+    """The plugin's adapter when it handles the model. One that fails must not hide that nothing else does."""
+    try:
+        adapter: Adapter = plugin.load()
+        return adapter if adapter.handles(model) else None
+    except Exception as error:
+        failures.append(f"the plugin {plugin.name!r} failed with {type(error).__name__}: {error}")
+        return None
+
+
+def _spell(cls: type) -> str:
+    return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _select(network: Network, selected_layers: str | Iterable[str]) -> tuple[Layer, ...]:
+    """The layers that at least one of the names or patterns means, in the network's order."""
+    wanted = [selected_layers] if isinstance(selected_layers, str) else list(selected_layers)
+    if not wanted or not all(isinstance(one, str) for one in wanted):
+        raise BadArgumentError(
+            f"selected_layers: expected names of layers or patterns such as 'conv*', not {wanted!r}; "
+            "leave it out to take all layers"
+        )
+    names = {layer.name: set(_spellings(layer)) for layer in network.layers}
+    chosen: set[str] = set()
+    for one in wanted:
+        # A name may hold brackets or stars, so that it is only taken for a pattern when it is nobody's name.
+        matched = {layer for layer, spellings in names.items() if one in spellings}
+        matched = matched or {layer for layer, known in names.items() if any(fnmatchcase(n, one) for n in known)}
+        if not matched:
+            raise UnknownLayerError(f"selected_layers: no layer matches {one!r}{_explain(network, one)}")
+        chosen |= matched
+    return tuple(layer for layer in network.layers if layer.name in chosen)
+
+
+def _spellings(layer: Layer) -> Iterator[str]:
+    """All that a layer answers to: its names, and the modules around them."""
+    for name in (layer.name, *layer.aliases):
+        parts = name.split(".")
+        yield from (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+
+
+def _explain(network: Network, wanted: str) -> str:
+    for skipped in network.skipped:
+        if skipped.name == wanted:
+            return f": it was skipped because it {skipped.reason}"
+    return suggest(wanted, [name for layer in network.layers for name in (layer.name, *layer.aliases)])

@@ -1,0 +1,289 @@
+"""Reads a PyTorch module: every weight it holds, without running it and without changing it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from qvis.adapters.tensors import Collector, Source, block, identity, rows, transposed_rows
+from qvis.layers import Network
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from qvis.adapters.tensors import View
+
+
+def handles(model: object) -> bool:
+    """Whether ``model`` is a ``torch.nn.Module``. Does not import torch: without it there is no such object."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(model, torch.nn.Module)
+
+
+def read(model: nn.Module) -> Network:
+    """List the weights of a module in the order of its ``named_modules()``.
+
+    Weights that a parametrization computes are computed as in evaluation mode. Nothing of the model is touched: not its
+    weights, buffers, training flags, gradients or hooks, and not the state of the random generators.
+
+    Raises
+    ------
+    UnsupportedModelError
+        A weight is not initialized, sparse, spread over devices, or on the meta device.
+    """
+    import torch
+
+    found = Collector()
+    counted: dict[object, int] = {}
+    with torch.no_grad():
+        for name, module in _walk(model):
+            sources = dict(_sources(module))
+            for part in _parts(module, sources):
+                found.add(part.name_in(name), part.op, sources[part.tensor], part.view, part.channels, part.label)
+            counted.update(_sizes(module))
+    framework = f"PyTorch {torch.__version__.partition('+')[0]}"
+    return found.network(_type_name(_unwrap(model)), framework, sum(counted.values()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which modules there are
+
+
+def _walk(module: nn.Module, name: str = "", above: frozenset[int] = frozenset()) -> Iterator[tuple[str, nn.Module]]:
+    """Every module under every name it has. Unlike ``named_modules``, ends where a module contains itself."""
+    from torch.nn.utils.parametrize import is_parametrized
+
+    module = _unwrap(module)
+    yield name, module
+    above = above | {id(module)}
+    for child_name, child in module._modules.items():
+        hidden = child_name == "parametrizations" and is_parametrized(module)
+        if child is not None and not hidden and id(child) not in above:
+            yield from _walk(child, f"{name}.{child_name}" if name else child_name, above)
+
+
+def _unwrap(module: nn.Module) -> nn.Module:
+    """The module inside those that ``torch.compile`` returns."""
+    while type(module).__name__ == "OptimizedModule":
+        module = module._modules["_orig_mod"]  # type: ignore[assignment]
+    return module
+
+
+def _type_name(module: nn.Module) -> str:
+    """The class's name; of a scripted module, that of the class it was made from."""
+    return str(getattr(module, "original_name", "")) if _is_scripted(module) else type(module).__name__
+
+
+def _is_scripted(module: nn.Module) -> bool:
+    import torch
+
+    return isinstance(module, torch.jit.ScriptModule)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which tensors a module holds, and where their present values are
+
+
+def _sources(module: nn.Module) -> Iterator[tuple[str, Source]]:
+    """The tensors a module computes with, by name. What is only an ingredient of another tensor is left out."""
+    computed = dict(_computed(module))
+    ingredients = {name for _, used in computed.values() for name in used}
+    for name, (source, _) in computed.items():
+        yield name, source
+    for name, parameter in module._parameters.items():
+        if parameter is not None and name not in ingredients and name not in computed:
+            yield name, Source.of(parameter)
+    kept = {**module._buffers, **module.__dict__}
+    if "weight" in kept and _is_tensor(kept["weight"]) and "weight" not in computed:
+        yield "weight", Source.of(kept["weight"])  # a weight that was made a constant
+    elif callable(getattr(type(module), "weight", None)):
+        yield from _packed(module)
+
+
+def _computed(module: nn.Module) -> Iterator[tuple[str, tuple[Source, tuple[str, ...]]]]:
+    """Tensors that the module recomputes at each use, with the names of the parameters they are made from."""
+    from torch.nn.utils.parametrize import is_parametrized
+    from torch.nn.utils.prune import BasePruningMethod
+    from torch.nn.utils.spectral_norm import SpectralNorm
+    from torch.nn.utils.weight_norm import WeightNorm
+
+    def source(name: str, get: Callable[[], Tensor], how: str) -> Source:
+        return Source(get, (id(module), name), (f"computed from its parameters by {how}",))
+
+    if is_parametrized(module):
+        for name, steps in module.parametrizations.items():  # type: ignore[union-attr,operator]
+            how = ", ".join(type(step).__name__.strip("_") for step in steps)
+            yield name, (source(name, partial(_evaluate, steps), how), ())
+    # The attribute that these hooks set is only as fresh as the last forward pass, so that it is computed anew.
+    for hook in getattr(module, "_forward_pre_hooks", {}).values():
+        if isinstance(hook, WeightNorm):
+            name = hook.name
+            yield name, (source(name, partial(hook.compute_weight, module), "weight_norm"), (f"{name}_g", f"{name}_v"))
+        elif isinstance(hook, SpectralNorm):
+            name = hook.name
+            get = partial(hook.compute_weight, module, do_power_iteration=False)
+            yield name, (source(name, get, "spectral_norm"), (f"{name}_orig",))
+        elif isinstance(hook, BasePruningMethod):
+            name = hook._tensor_name
+            yield name, (source(name, partial(hook.apply_mask, module), "pruning"), (f"{name}_orig",))
+
+
+def _evaluate(steps: nn.Module) -> Tensor:
+    """What a parametrization makes of its parameters in evaluation mode, found on a twin of it."""
+    import torch
+
+    devices = {tensor.device for tensor in steps.parameters() if tensor.is_cuda}
+    with torch.no_grad(), torch.random.fork_rng(devices=sorted(devices, key=str)):
+        return _twin(steps).forward()  # type: ignore[no-any-return]
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """A module that shares the parameters, has copies of the buffers and no hooks, and is in evaluation mode.
+
+    In training mode spectral_norm would take a step of its power iteration each time it is evaluated, and that changes
+    its buffers in place. Unlike ``deepcopy`` this works for every module, and copies no weight.
+    """
+    twin = object.__new__(type(module))
+    twin.__dict__.update(module.__dict__)
+    twin.__dict__.update(
+        training=False,
+        _buffers={name: None if buffer is None else buffer.clone() for name, buffer in module._buffers.items()},
+        _modules={name: None if child is None else _twin(child) for name, child in module._modules.items()},
+        _forward_hooks={},
+        _forward_pre_hooks={},
+    )
+    return twin
+
+
+def _packed(module: nn.Module) -> Iterator[tuple[str, Source]]:
+    """The weight of a module of ``torch.ao.nn.quantized``, which unpacks it in a method."""
+    if type(module).__module__.startswith("torch.ao.nn."):
+        yield "weight", Source(module.weight, (id(module), "weight"))  # type: ignore[arg-type]
+
+
+def _is_tensor(value: object) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor)
+
+
+def _sizes(module: nn.Module) -> dict[object, int]:
+    """How many numbers each parameter of the module has."""
+    from torch.nn.parameter import is_lazy
+
+    owners = [module, *getattr(module, "parametrizations", {}).values()]
+    return {
+        identity(parameter): parameter.numel()
+        for owner in owners
+        for parameter in owner._parameters.values()
+        if parameter is not None and not is_lazy(parameter)
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which of them are weights, and where their output channels are
+
+
+class _Part(NamedTuple):
+    """A matrix inside one of a module's tensors."""
+
+    tensor: str
+    op: str
+    view: View = rows
+    channels: str = "axis 0"
+    label: str = ""
+
+    def name_in(self, module: str) -> str:
+        """The layer's name: the module's own for its one weight, else the module, the parameter and the part."""
+        if self.tensor == "weight" and self.op != "other":
+            return module or "(root)"
+        return ".".join(filter(None, (module, self.tensor, self.label)))
+
+
+def _parts(module: nn.Module, tensors: dict[str, Source]) -> Iterator[_Part]:
+    """The weights of a module: by its type's rule, then every other parameter of two or more axes."""
+    op = _known_type(module)
+    ruled = {} if op is None else _by_rule(module, op, tensors)
+    for parts in ruled.values():
+        yield from parts
+    for name, source in tensors.items():
+        if name not in ruled and _could_be_weight(source):
+            yield _Part(name, "other")
+
+
+def _by_rule(module: nn.Module, op: str, tensors: dict[str, Source]) -> dict[str, list[_Part]]:
+    """The parts of each tensor that the module's type accounts for."""
+    found: dict[str, list[_Part]] = {}
+    for name in tensors:
+        parts = _RULES[op](module, op, name)
+        if parts is not None:
+            found[name] = parts
+    return found
+
+
+_Rule = Callable[["nn.Module", str, str], "list[_Part] | None"]
+
+
+def _single(module: nn.Module, op: str, name: str) -> list[_Part] | None:  # noqa: ARG001
+    return [_Part(name, op)] if name == "weight" else None
+
+
+def _transposed(module: nn.Module, op: str, name: str) -> list[_Part] | None:
+    if name != "weight":
+        return None
+    groups = int(module.groups)  # type: ignore[arg-type]
+    channels = "axis 1" if groups == 1 else "groups x axis 1"
+    return [_Part(name, op, partial(transposed_rows, groups=groups), channels)]
+
+
+def _stacked(labels: str, op: str, name: str) -> list[_Part]:
+    count = len(labels)
+    channels = f"axis 0, part {{}} of {count}"
+    return [
+        _Part(name, op, partial(block, index=index, count=count), channels.format(index + 1), label)
+        for index, label in enumerate(labels)
+    ]
+
+
+def _attention(module: nn.Module, op: str, name: str) -> list[_Part] | None:  # noqa: ARG001
+    if name in ("bias_k", "bias_v"):  # one more token, not a matrix
+        return []
+    if name == "in_proj_weight":
+        return _stacked("qkv", op, name)
+    return [_Part(name, op)] if name in ("q_proj_weight", "k_proj_weight", "v_proj_weight") else None
+
+
+def _recurrent(module: nn.Module, op: str, name: str) -> list[_Part] | None:  # noqa: ARG001
+    if not name.startswith("weight_"):
+        return None
+    gates = {"LSTM": "ifgo", "GRU": "rzn"}.get(op.removesuffix("Cell"))
+    # weight_hr is the LSTM's projection of its output: a plain matrix.
+    return [_Part(name, op)] if gates is None or name.startswith("weight_hr") else _stacked(gates, op, name)
+
+
+_RULES: dict[str, _Rule] = {
+    **dict.fromkeys(("Linear", "Bilinear", "Embedding", "EmbeddingBag", "Conv1d", "Conv2d", "Conv3d"), _single),
+    **dict.fromkeys(("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"), _transposed),
+    **dict.fromkeys(("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"), _recurrent),
+    "MultiheadAttention": _attention,
+}
+
+
+def _known_type(module: nn.Module) -> str | None:
+    """The name of the torch layer that a module is, or is derived from."""
+    if _is_scripted(module):
+        name = _type_name(module)
+        return name if name in _RULES else None
+    for cls in type(module).__mro__:
+        if cls.__module__.startswith("torch.") and cls.__name__ in _RULES:
+            return cls.__name__
+    return None
+
+
+def _could_be_weight(source: Source) -> bool:
+    from torch.nn.parameter import is_lazy
+
+    tensor = source.get()
+    return is_lazy(tensor) or tensor.ndim >= 2
