@@ -1,0 +1,42 @@
+"""Numbers in words, the same in every report."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qvis.layers import IntArray
+
+
+def count(number: int, noun: str) -> str:
+    """``1 channel``, ``2 channels``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def is_are(number: int) -> str:
+    """The verb that goes with ``number``."""
+    return "is" if number == 1 else "are"
+
+
+def listed(channels: IntArray, most: int = 4) -> str:
+    """``channel 3``, ``channels 3, 5``, ``channels 3, 5, 8, 9 and 12 more``."""
+    names = ", ".join(str(int(i)) for i in channels[:most])
+    more = f" and {channels.size - most} more" if channels.size > most else ""
+    return f"channel{'' if channels.size == 1 else 's'} {names}{more}"
+
+
+def percent(share: float) -> str:
+    """A share as a percentage of two significant digits: ``1.2 %``, ``0.0034 %``."""
+    value = 100 * share
+    if value == 0:
+        return "0 %"
+    if value < 1e-4:
+        return "less than 0.0001 %"
+    return f"{value:.{max(0, 1 - int(np.floor(np.log10(value))))}f} %"
+
+
+def short(value: float) -> str:
+    """A ratio in three digits: ``8.12``, ``56.1k``."""
+    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{value / limit:.3g}{suffix}" if value < 1e12 else f"{value:.0e}"
+    return f"{value:.3g}"
