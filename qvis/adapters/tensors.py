@@ -6,32 +6,12 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from qvis.adapters.parts import Part
 from qvis.errors import UnsupportedModelError
 from qvis.layers import FloatArray, Layer, Network, Skipped
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    View = Callable[[Tensor], Tensor]
-
-
-def rows(weight: Tensor) -> Tensor:
-    """``weight (out, ...) -> (out, elements)``; a view where the tensor is contiguous."""
-    return weight.reshape(weight.shape[0], -1)
-
-
-def transposed_rows(weight: Tensor, groups: int) -> Tensor:
-    """``weight (in, out/groups, ...) -> (out, in/groups * ...)`` for a transposed convolution.
-
-    The layer splits its input channels into groups, and each group makes its own block of output channels.
-    """
-    grouped = weight.reshape(groups, -1, *weight.shape[1:])
-    return grouped.transpose(1, 2).flatten(0, 1).flatten(1)
-
-
-def block(weight: Tensor, index: int, count: int) -> Tensor:
-    """``weight (count * out, in) -> (out, in)``: one of the matrices that are stored on top of one another."""
-    return weight.chunk(count)[index]
 
 
 @dataclass(frozen=True)
@@ -72,28 +52,26 @@ class Collector:
     layers: dict[Hashable, Layer] = field(default_factory=dict)
     skipped: dict[str, Skipped] = field(default_factory=dict)
 
-    def add(
-        self, name: str, op: str, source: Source, view: View = rows, channels: str = "axis 0", part: str = ""
-    ) -> None:
-        """Add the matrix that ``view`` makes of a tensor; ``part`` tells apart several matrices in one tensor."""
-        key = (source.key, part)
+    def add(self, name: str, source: Source, part: Part) -> None:
+        """Add one matrix of a tensor; ``name`` is that of the layer."""
+        key = (source.key, part.label)
         known = self.layers.get(key)
         if known is not None:
-            self.layers[key] = _with_alias(known, name, op, channels)
+            self.layers[key] = _with_alias(known, name, part)
             return
         tensor = source.get()
-        reason = _obstacle(tensor, name, op)
+        reason = _obstacle(tensor, name, part.op)
         if reason is not None:
             self.skipped.setdefault(name, Skipped(name, reason))
             return
         stored = _stored_type(tensor)
         self.layers[key] = Layer(
             name=name,
-            op=op,
-            shape=_shape(tensor, view, part),
+            op=part.op,
+            shape=_shape(tensor, part),
             dtype=stored or _name(tensor.dtype),
-            read=lambda: _array(source.get(), view),
-            channels=channels,
+            read=lambda: _array(source.get(), part),
+            channels=part.channels,
             notes=source.notes + ((f"dequantized from {stored}",) if stored else ()),
         )
 
@@ -102,13 +80,13 @@ class Collector:
         return Network(name, framework, tuple(self.layers.values()), tuple(self.skipped.values()), parameters)
 
 
-def _with_alias(layer: Layer, name: str, op: str, channels: str) -> Layer:
+def _with_alias(layer: Layer, name: str, part: Part) -> Layer:
     if name == layer.name or name in layer.aliases:
         return layer
     notes = layer.notes
-    if channels != layer.channels:
+    if part.channels != layer.channels:
         # A decoder that shares the encoder's weight reads it along the other axis: one entry can only show one of them.
-        notes = (*notes, f"{name} ({op}) uses the same tensor with its output channels along {channels}")
+        notes = (*notes, f"{name} ({part.op}) uses the same tensor with its output channels along {part.channels}")
     return replace(layer, aliases=(*layer.aliases, name), notes=notes)
 
 
@@ -151,16 +129,16 @@ def _stored_type(tensor: Tensor) -> str | None:
     return None
 
 
-def _shape(tensor: Tensor, view: View, part: str) -> tuple[int, ...]:
-    """The tensor's own shape; of a part, the part's."""
-    if not part:
+def _shape(tensor: Tensor, part: Part) -> tuple[int, ...]:
+    """The tensor's own shape; of one matrix among several, that matrix's."""
+    if not part.label:
         return tuple(tensor.shape)
     import torch
 
-    return tuple(view(torch.empty(tensor.shape, device="meta")).shape)
+    return tuple(part.view(torch.empty(tensor.shape, device="meta")).shape)
 
 
-def _array(tensor: Tensor, view: View) -> FloatArray:
+def _array(tensor: Tensor, part: Part) -> FloatArray:
     """The numbers as (channels, elements), float64 as it is and all others as float32; read-only."""
     import torch
 
@@ -171,7 +149,7 @@ def _array(tensor: Tensor, view: View) -> FloatArray:
         tensor = tensor.cpu()
         if tensor.dtype != torch.float64:
             tensor = tensor.to(torch.float32)
-        array: FloatArray = view(tensor).resolve_neg().numpy()
+        array: FloatArray = part.view(tensor).resolve_neg().numpy()
     array.flags.writeable = False
     return array
 

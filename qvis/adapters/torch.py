@@ -5,15 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from qvis.adapters.tensors import Collector, Source, block, identity, rows, transposed_rows
+from qvis.adapters.parts import RULES, Part, known_type
+from qvis.adapters.tensors import Collector, Source, identity
 from qvis.layers import Network
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-    from qvis.adapters.tensors import View
 
 
 def handles(model: object) -> bool:
@@ -41,7 +40,7 @@ def read(model: nn.Module) -> Network:
         for name, module in _walk(model):
             sources = dict(_sources(module))
             for part in _parts(module, sources):
-                found.add(part.name_in(name), part.op, sources[part.tensor], part.view, part.channels, part.label)
+                found.add(part.name_in(name), sources[part.tensor], part)
             counted.update(_sizes(module))
     framework = f"PyTorch {torch.__version__.partition('+')[0]}"
     return found.network(_type_name(_unwrap(model)), framework, sum(counted.values()))
@@ -186,100 +185,26 @@ def _sizes(module: nn.Module) -> dict[object, int]:
 # Which of them are weights, and where their output channels are
 
 
-class _Part(NamedTuple):
-    """A matrix inside one of a module's tensors."""
-
-    tensor: str
-    op: str
-    view: View = rows
-    channels: str = "axis 0"
-    label: str = ""
-
-    def name_in(self, module: str) -> str:
-        """The layer's name: the module's own for its one weight, else the module, the parameter and the part."""
-        if self.tensor == "weight" and self.op != "other":
-            return module or "(root)"
-        return ".".join(filter(None, (module, self.tensor, self.label)))
-
-
-def _parts(module: nn.Module, tensors: dict[str, Source]) -> Iterator[_Part]:
+def _parts(module: nn.Module, tensors: dict[str, Source]) -> Iterator[Part]:
     """The weights of a module: by its type's rule, then every other parameter of two or more axes."""
-    op = _known_type(module)
-    ruled = {} if op is None else _by_rule(module, op, tensors)
+    op = _layer_type(module)
+    ruled: dict[str, list[Part] | None] = {}
+    if op is not None:
+        groups = int(getattr(module, "groups", 1))
+        ruled = {name: RULES[op](op, name, groups) for name in tensors}
     for parts in ruled.values():
-        yield from parts
+        yield from parts or ()
     for name, source in tensors.items():
-        if name not in ruled and _could_be_weight(source):
-            yield _Part(name, "other")
+        if ruled.get(name) is None and _could_be_weight(source):
+            yield Part(name, "other")
 
 
-def _by_rule(module: nn.Module, op: str, tensors: dict[str, Source]) -> dict[str, list[_Part]]:
-    """The parts of each tensor that the module's type accounts for."""
-    found: dict[str, list[_Part]] = {}
-    for name in tensors:
-        parts = _RULES[op](module, op, name)
-        if parts is not None:
-            found[name] = parts
-    return found
-
-
-_Rule = Callable[["nn.Module", str, str], "list[_Part] | None"]
-
-
-def _single(module: nn.Module, op: str, name: str) -> list[_Part] | None:  # noqa: ARG001
-    return [_Part(name, op)] if name == "weight" else None
-
-
-def _transposed(module: nn.Module, op: str, name: str) -> list[_Part] | None:
-    if name != "weight":
-        return None
-    groups = int(module.groups)  # type: ignore[arg-type]
-    channels = "axis 1" if groups == 1 else "groups x axis 1"
-    return [_Part(name, op, partial(transposed_rows, groups=groups), channels)]
-
-
-def _stacked(labels: str, op: str, name: str) -> list[_Part]:
-    count = len(labels)
-    channels = f"axis 0, part {{}} of {count}"
-    return [
-        _Part(name, op, partial(block, index=index, count=count), channels.format(index + 1), label)
-        for index, label in enumerate(labels)
-    ]
-
-
-def _attention(module: nn.Module, op: str, name: str) -> list[_Part] | None:  # noqa: ARG001
-    if name in ("bias_k", "bias_v"):  # one more token, not a matrix
-        return []
-    if name == "in_proj_weight":
-        return _stacked("qkv", op, name)
-    return [_Part(name, op)] if name in ("q_proj_weight", "k_proj_weight", "v_proj_weight") else None
-
-
-def _recurrent(module: nn.Module, op: str, name: str) -> list[_Part] | None:  # noqa: ARG001
-    if not name.startswith("weight_"):
-        return None
-    gates = {"LSTM": "ifgo", "GRU": "rzn"}.get(op.removesuffix("Cell"))
-    # weight_hr is the LSTM's projection of its output: a plain matrix.
-    return [_Part(name, op)] if gates is None or name.startswith("weight_hr") else _stacked(gates, op, name)
-
-
-_RULES: dict[str, _Rule] = {
-    **dict.fromkeys(("Linear", "Bilinear", "Embedding", "EmbeddingBag", "Conv1d", "Conv2d", "Conv3d"), _single),
-    **dict.fromkeys(("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"), _transposed),
-    **dict.fromkeys(("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"), _recurrent),
-    "MultiheadAttention": _attention,
-}
-
-
-def _known_type(module: nn.Module) -> str | None:
+def _layer_type(module: nn.Module) -> str | None:
     """The name of the torch layer that a module is, or is derived from."""
     if _is_scripted(module):
-        name = _type_name(module)
-        return name if name in _RULES else None
-    for cls in type(module).__mro__:
-        if cls.__module__.startswith("torch.") and cls.__name__ in _RULES:
-            return cls.__name__
-    return None
+        return known_type("torch", _type_name(module))
+    types = (known_type(cls.__module__, cls.__name__) for cls in type(module).__mro__)
+    return next(filter(None, types), None)
 
 
 def _could_be_weight(source: Source) -> bool:
