@@ -18,11 +18,11 @@ from typing import Any, Protocol, cast
 from qvis.errors import BadArgumentError, UnknownLayerError, UnsupportedModelError, suggest
 from qvis.layers import Layer, Network
 
-BUILT_IN = ("torch",)
+BUILT_IN = ("exported", "torch")
 """Modules of this package, asked in this order."""
 PLUGINS = "qvis.adapters"
 """The entry point group of adapters from other packages, asked after the built-in ones."""
-ACCEPTED = "a torch.nn.Module"
+ACCEPTED = "a torch.nn.Module, an exported program, or the path of a .pt2 file"
 
 
 class Adapter(Protocol):
@@ -61,7 +61,11 @@ def read(model: object, selected_layers: str | Iterable[str] | None = None, *, n
     """
     if isinstance(model, (str, PathLike)):
         model = _existing(model)
-    network = _adapter(model).read(model)
+    failures: list[str] = []
+    adapter = find(model, failures)
+    if adapter is None:
+        raise UnsupportedModelError("; ".join([f"model: cannot read {_describe(model)}; give {ACCEPTED}", *failures]))
+    network = adapter.read(model)
     if not network.layers:
         left_out = "".join(f"; {skipped.name!r} {skipped.reason}" for skipped in network.skipped[:3])
         raise UnsupportedModelError(f"model: {network.name} holds no weights that could be reported on{left_out}")
@@ -77,23 +81,14 @@ def _existing(model: str | PathLike[str]) -> Path:
     return path
 
 
-def _adapter(model: object) -> Adapter:
+def find(model: object, failures: list[str] | None = None) -> Adapter | None:
+    """The adapter that handles ``model``. What fails in a plugin is added to ``failures``."""
     for name in BUILT_IN:
         adapter = cast(Adapter, import_module(f"{__name__}.{name}"))
         if adapter.handles(model):
             return adapter
-    failures: list[str] = []
-    for plugin in entry_points(group=PLUGINS):
-        found = _plugin(plugin, model, failures)
-        if found is not None:
-            return found
-    if isinstance(model, Path):
-        what = f"the file {str(model)!r}"
-    elif isinstance(model, type):
-        what = f"the class {_spell(model)}, only an instance of it"
-    else:
-        what = f"an object of type {_spell(type(model))}"
-    raise UnsupportedModelError("; ".join([f"model: cannot read {what}; give {ACCEPTED}", *failures]))
+    found = (_plugin(plugin, model, [] if failures is None else failures) for plugin in entry_points(group=PLUGINS))
+    return next(filter(None, found), None)
 
 
 def _plugin(plugin: EntryPoint, model: object, failures: list[str]) -> Adapter | None:
@@ -104,6 +99,14 @@ def _plugin(plugin: EntryPoint, model: object, failures: list[str]) -> Adapter |
     except Exception as error:
         failures.append(f"the plugin {plugin.name!r} failed with {type(error).__name__}: {error}")
         return None
+
+
+def _describe(model: object) -> str:
+    if isinstance(model, Path):
+        return f"the file {str(model)!r}"
+    if isinstance(model, type):
+        return f"the class {_spell(model)}, only an instance of it"
+    return f"an object of type {_spell(type(model))}"
 
 
 def _spell(cls: type) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,20 @@ def identity(tensor: Tensor) -> Hashable:
     if place == 0:
         return id(tensor)
     return str(tensor.device), place, tensor.dtype, tuple(tensor.shape), tensor.stride()
+
+
+def count(parameters: Iterable[Tensor]) -> int:
+    """How many numbers the parameters hold, tied ones once and uninitialized ones not at all."""
+    from torch.nn.parameter import is_lazy
+
+    return sum({identity(one): one.numel() for one in parameters if not is_lazy(one)}.values())
+
+
+def framework() -> str:
+    """The installed PyTorch, such as ``PyTorch 2.13.0``."""
+    import torch
+
+    return f"PyTorch {torch.__version__.partition('+')[0]}"
 
 
 @dataclass

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from qvis.adapters.parts import RULES, Part, known_type
-from qvis.adapters.tensors import Collector, Source, identity
+from qvis.adapters.tensors import Collector, Source, count, framework
 from qvis.layers import Network
 
 if TYPE_CHECKING:
@@ -35,15 +35,14 @@ def read(model: nn.Module) -> Network:
     import torch
 
     found = Collector()
-    counted: dict[object, int] = {}
+    parameters: list[Tensor] = []
     with torch.no_grad():
         for name, module in _walk(model):
             sources = dict(_sources(module))
             for part in _parts(module, sources):
                 found.add(part.name_in(name), sources[part.tensor], part)
-            counted.update(_sizes(module))
-    framework = f"PyTorch {torch.__version__.partition('+')[0]}"
-    return found.network(_type_name(_unwrap(model)), framework, sum(counted.values()))
+            parameters += _ingredients(module)
+    return found.network(_type_name(_unwrap(model)), framework(), count(parameters))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -168,17 +167,10 @@ def _is_tensor(value: object) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-def _sizes(module: nn.Module) -> dict[object, int]:
-    """How many numbers each parameter of the module has."""
-    from torch.nn.parameter import is_lazy
-
+def _ingredients(module: nn.Module) -> list[Tensor]:
+    """The parameters that training would change: for a computed weight, those it is computed from."""
     owners = [module, *getattr(module, "parametrizations", {}).values()]
-    return {
-        identity(parameter): parameter.numel()
-        for owner in owners
-        for parameter in owner._parameters.values()
-        if parameter is not None and not is_lazy(parameter)
-    }
+    return [one for owner in owners for one in owner._parameters.values() if one is not None]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,254 @@
+"""Reads programs made by ``torch.export``: ``.pt2`` files, ``ExportedProgram`` objects and their graph modules.
+
+There the modules are gone, so that the graph tells what each weight is for. Two things differ from the module itself:
+``x @ w`` shows which axis of ``w`` is the output, and a parametrized weight is seen as the parameters it is made from.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from qvis.adapters.parts import RULES, Part, known_type
+from qvis.adapters.tensors import Collector, Source, count, framework, identity
+from qvis.layers import Network
+
+if TYPE_CHECKING:
+    from torch import Tensor, fx
+    from torch.export import ExportedProgram
+
+
+class Call(NamedTuple):
+    """One operation of a graph."""
+
+    operation: str
+    """Such as ``aten.conv2d``, without its overload."""
+    tensors: dict[str, list[str]]
+    """The values it takes, by the name of the argument."""
+    numbers: dict[str, int]
+    """Its arguments that are an integer or a truth value."""
+    result: str
+    """The value it returns; the first where there are several."""
+
+
+@dataclass
+class Program:
+    """What must be known of an exported program to find its weights."""
+
+    parameters: dict[str, Tensor]
+    """By the name they have in the module."""
+    buffers: dict[str, Tensor]
+    """All other tensors, constants too."""
+    origins: dict[str, str]
+    """The parameter or buffer that a value of the graph is."""
+    calls: list[Call] = field(default_factory=list)
+    types: dict[str, str] = field(default_factory=dict)
+    """The full name of the class of each module; the outermost module is ``""``."""
+
+    def note_modules(self, stack: Iterable[tuple[str, str]]) -> None:
+        """Take in the modules that an operation belongs to, as (name, class)."""
+        for name, cls in stack:
+            self.types.setdefault(name.partition("@")[0], cls)  # a second call of the module is named "conv@1"
+
+
+def handles(model: object) -> bool:
+    """Whether ``model`` is the path of a ``.pt2`` file, or an exported program. Does not import torch."""
+    if isinstance(model, Path):
+        return model.suffix.lower() == ".pt2"
+    return _is_export(model) or _is_graph(model)
+
+
+def _is_export(model: object) -> bool:
+    export = sys.modules.get("torch.export")
+    return export is not None and isinstance(model, export.ExportedProgram)
+
+
+def _is_graph(model: object) -> bool:
+    """Whether it is a graph of bare operations; one that still calls modules is better read as a module."""
+    fx, ops = sys.modules.get("torch.fx"), sys.modules.get("torch._ops")
+    if fx is None or ops is None or not isinstance(model, fx.GraphModule):
+        return False
+    return any(isinstance(node.target, ops.OpOverload) for node in model.graph.nodes)
+
+
+def read(model: Path | ExportedProgram | fx.GraphModule) -> Network:
+    """List the weights of an exported program under the names they have in the module it was made from.
+
+    A file is read as data: unlike in ``torch.export.load``, nothing in it is executed, and nothing but plain tensors is
+    unpickled. Weights that are only used inside nested graphs (``torch.cond``) are listed as ``other``.
+
+    Raises
+    ------
+    BadArgumentError
+        The file is damaged, or holds no exported program.
+    """
+    if isinstance(model, Path):
+        from qvis.adapters.archive import load
+
+        program, name = load(model), model.stem
+    elif _is_export(model):
+        program, name = _from_export(cast("ExportedProgram", model)), "ExportedProgram"
+    else:
+        program, name = _from_graph(cast("fx.GraphModule", model)), "GraphModule"
+    found = Collector()
+    roles = _roles(program)
+    for path, tensor in {**program.parameters, **program.buffers}.items():
+        role = roles.get(identity(tensor))
+        if tensor.ndim < 2 or (role is None and path not in program.parameters):
+            continue
+        for part in _parts(program, path, role):
+            found.add(part.name_in(path.rpartition(".")[0]), Source.of(tensor), part)
+    name = program.types.get("", name).rpartition(".")[2]
+    return found.network(name, framework(), count(program.parameters.values()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the graph says about a weight
+
+_USES: dict[str, tuple[str, tuple[str, ...]]] = {
+    **{f"aten.conv{n}d": (f"Conv{n}d", ("weight",)) for n in (1, 2, 3)},
+    **{f"aten.conv_transpose{n}d": (f"ConvTranspose{n}d", ("weight",)) for n in (1, 2, 3)},
+    "aten.convolution": ("Conv", ("weight",)),
+    "aten.linear": ("Linear", ("weight",)),
+    "aten.bilinear": ("Bilinear", ("weight",)),
+    "aten._trilinear": ("Bilinear", ("i2",)),
+    "aten.mm": ("MatMul", ("mat2",)),
+    "aten.addmm": ("MatMul", ("mat2",)),
+    "aten.matmul": ("MatMul", ("other",)),
+    "aten.embedding": ("Embedding", ("weight",)),
+    "aten.embedding_bag": ("EmbeddingBag", ("weight",)),
+    "aten._embedding_bag": ("EmbeddingBag", ("weight",)),
+    "aten._embedding_bag_forward_only": ("EmbeddingBag", ("weight",)),
+    "aten.lstm": ("LSTM", ("params",)),
+    "aten.gru": ("GRU", ("params",)),
+    "aten.rnn_tanh": ("RNN", ("params",)),
+    "aten.rnn_relu": ("RNN", ("params",)),
+    "aten.lstm_cell": ("LSTMCell", ("w_ih", "w_hh")),
+    "aten.gru_cell": ("GRUCell", ("w_ih", "w_hh")),
+    "aten.rnn_tanh_cell": ("RNNCell", ("w_ih", "w_hh")),
+    "aten.rnn_relu_cell": ("RNNCell", ("w_ih", "w_hh")),
+}
+"""The type of layer that an operation is, and its arguments that are weights."""
+
+_TRANSPOSES = {"aten.t", "aten.numpy_T", "aten.transpose", "aten.permute"}
+_COPIES = {"aten.alias", "aten.detach", "aten.clone", "aten.contiguous", "aten.to", "aten._to_copy"}
+
+
+class _Role(NamedTuple):
+    """What a weight is used as."""
+
+    op: str
+    groups: int
+
+
+def _roles(program: Program) -> dict[Hashable, _Role]:
+    """The first use of each tensor, followed through copies and transpositions."""
+    tensors = {**program.buffers, **program.parameters}
+    values = {value: (tensors[path], False) for value, path in program.origins.items() if path in tensors}
+    roles: dict[Hashable, _Role] = {}
+    for call in program.calls:
+        if call.operation in _TRANSPOSES | _COPIES:
+            source = next((values[v] for names in call.tensors.values() for v in names if v in values), None)
+            if source is not None:
+                tensor, flipped = source
+                values[call.result] = (tensor, flipped ^ (call.operation in _TRANSPOSES))
+        op, arguments = _USES.get(call.operation, ("", ()))
+        for value in (value for argument in arguments for value in call.tensors.get(argument, ())):
+            if value in values:
+                tensor, flipped = values[value]
+                role = _role(op, call.numbers, tensor, flipped)
+                if role is not None:
+                    roles.setdefault(identity(tensor), role)
+    return roles
+
+
+def _role(op: str, numbers: dict[str, int], tensor: Tensor, flipped: bool) -> _Role | None:
+    groups = numbers.get("groups", 1)
+    if op == "MatMul":
+        if tensor.ndim != 2:
+            return None
+        return _Role("Linear" if flipped else "MatMul", 1)
+    if flipped:
+        return None
+    if op == "Conv":
+        op = f"Conv{'Transpose' if numbers.get('transposed') else ''}{tensor.ndim - 2}d"
+    return _Role(op, groups)
+
+
+def _parts(program: Program, path: str, role: _Role | None) -> list[Part]:
+    """The matrices in a tensor: by the type of its module where that is a layer of torch, else by its use."""
+    owner, _, name = path.rpartition(".")
+    package, _, cls = program.types.get(owner, "").rpartition(".")
+    op = known_type(package, cls)
+    if op is not None:
+        parts = RULES[op](op, name, role.groups if role else 1)
+        if parts is not None:
+            return parts
+    if role is not None:
+        # A plain use has the same rule whatever the parameter's name; the gates of a cell are known by their names.
+        for known_name in (name, "weight"):
+            parts = RULES[role.op](role.op, known_name, role.groups)
+            if parts is not None:
+                return [part._replace(tensor=name) for part in parts]
+    return [Part(name, "other")]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From torch's objects
+
+
+def _from_export(model: ExportedProgram) -> Program:
+    signature = model.graph_signature
+    names = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    held = {**_only_tensors(model.constants), **_only_tensors(model.state_dict)}
+    parameters = set(signature.parameters)
+    program = Program(
+        parameters={path: tensor for path, tensor in held.items() if path in parameters},
+        buffers={path: tensor for path, tensor in held.items() if path not in parameters},
+        origins=names,
+    )
+    _add_calls(program, model.graph)
+    return program
+
+
+def _from_graph(model: fx.GraphModule) -> Program:
+    program = Program(
+        parameters=dict(model.named_parameters(remove_duplicate=False)),
+        buffers=dict(model.named_buffers(remove_duplicate=False)),
+        origins={node.name: str(node.target) for node in model.graph.nodes if node.op == "get_attr"},
+    )
+    _add_calls(program, model.graph)
+    return program
+
+
+def _only_tensors(held: Mapping[str, object]) -> dict[str, Tensor]:
+    import torch
+
+    return {path: value for path, value in held.items() if isinstance(value, torch.Tensor)}
+
+
+def _add_calls(program: Program, graph: fx.Graph) -> None:
+    from torch._ops import OpOverload
+    from torch.fx import Node
+
+    for node in graph.nodes:
+        stack = node.meta.get("nn_module_stack", {}).values()
+        program.note_modules(
+            (name, cls if isinstance(cls, str) else f"{cls.__module__}.{cls.__qualname__}") for name, cls in stack
+        )
+        if not isinstance(node.target, OpOverload):
+            continue
+        schema = node.target._schema
+        names = [argument.name for argument in schema.arguments]
+        given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+        listed = {name: value if isinstance(value, (list, tuple)) else [value] for name, value in given.items()}
+        tensors = {name: [one.name for one in values if isinstance(one, Node)] for name, values in listed.items()}
+        numbers = {name: value for name, value in given.items() if isinstance(value, int)}
+        program.calls.append(Call(schema.name.replace("::", "."), tensors, numbers, node.name))
