@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import mmap
+import pickle
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvis.adapters.exported import Call, Program
+from qvis.adapters.tensors import unpickle
 from qvis.errors import BadArgumentError, QvisError
 
 if TYPE_CHECKING:
@@ -135,12 +137,8 @@ def _tensor(archive: _Archive, name: str, entry: dict[str, Any], blocks: dict[st
 
 
 def _unpickle(archive: _Archive, name: str) -> Any:
-    import pickle
-
-    import torch
-
     try:
-        return torch.load(io.BytesIO(archive.bytes(name)), map_location="cpu", weights_only=True)
+        return unpickle(io.BytesIO(archive.bytes(name)))
     except pickle.UnpicklingError as error:
         raise BadArgumentError(
             f"model: {name!r} in {str(archive.path)!r} holds pickled objects, which could run code when they are read; "

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -13,7 +15,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from qvis.adapters import find
-from qvis.errors import BadArgumentError, suggest
+from qvis.adapters.tensors import identity, unpickle
+from qvis.errors import BadArgumentError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,8 +33,8 @@ def load(spec: str, weights: str | Path | None = None) -> object:
     Parameters
     ----------
     spec
-        ``package.module:factory`` or ``path/to/file.py:factory``. The name after the colon may have dots. It is a model,
-        or a function or class that is called without arguments and gives one. This runs the code it names.
+        ``package.module:factory`` or ``path/to/file.py:factory``. What stands after the colon may have
+        dots. It is a model, or a function or class that is called without arguments and gives one. This runs the code.
     weights
         A file of weights for it, ``.safetensors`` or ``.pt .pth .bin .th .ckpt``; the latter are read without running
         what may be pickled in them. A dictionary inside under ``state_dict`` or ``model`` is found, and the prefix
@@ -59,18 +62,23 @@ def _make(spec: str) -> object:
     with _failing(spec, "importing it"):
         found: Any = _import_file(where) if where.endswith(".py") else _import_module(where)
     for name in what.split("."):
-        try:
-            found = getattr(found, name)
-        except AttributeError as error:
-            names = [known for known in vars(found) if not known.startswith("_")] if hasattr(found, "__dict__") else []
-            hint = suggest(name, names).replace("the model has", "it has").replace("layers", "names")
-            raise BadArgumentError(f"model: there is no {name!r} in {spec!r}{hint}") from error
+        found = _attribute(found, name, spec)
     # A model is callable too, but calling it would run it.
     if not callable(found) or (not isinstance(found, type) and find(found) is not None):
         return found
     _check_needs_nothing(found, spec)
     with _failing(spec, "calling it"):
         return found()
+
+
+def _attribute(owner: object, name: str, spec: str) -> Any:
+    try:
+        return getattr(owner, name)
+    except AttributeError as error:
+        known = [one for one in getattr(owner, "__dict__", ()) if not one.startswith("_")]
+        near = get_close_matches(name, known) or known[:5]
+        hint = f"; there is {' or '.join(map(repr, near))}" if near else ""
+        raise BadArgumentError(f"model: there is no {name!r} in {spec!r}{hint}") from error
 
 
 def _import_file(where: str) -> ModuleType:
@@ -131,7 +139,8 @@ def _check_needs_nothing(factory: Any, spec: str) -> None:
         signature.bind()
     except TypeError as error:
         raise BadArgumentError(
-            f"model: {spec!r} cannot be called without arguments ({error}); give a function that makes the model by itself"
+            f"model: {spec!r} cannot be called without arguments ({error}); "
+            "give a function that makes the model by itself"
         ) from error
 
 
@@ -167,12 +176,8 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _unpickle(path: Path, what: str) -> object:
-    import pickle
-
-    import torch
-
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return unpickle(path)
     except pickle.UnpicklingError as error:
         raise BadArgumentError(
             f"{what} is damaged or holds more than tensors, and reading that could run code; if you trust it, "
@@ -238,8 +243,6 @@ def _fits(mine: object, given: Tensor) -> bool:
 def _missing(model: nn.Module, state: dict[str, Tensor], names: list[str]) -> list[str]:
     """Those that did not come under another name: files of safetensors hold tied weights once."""
     import torch
-
-    from qvis.adapters.tensors import identity
 
     own = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, torch.Tensor)}
     loaded = {identity(tensor) for name, tensor in own.items() if name in state}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from qvis.adapters.parts import Part
 from qvis.errors import UnsupportedModelError
@@ -50,6 +52,18 @@ def count(parameters: Iterable[Tensor]) -> int:
     from torch.nn.parameter import is_lazy
 
     return sum({identity(one): one.numel() for one in parameters if not is_lazy(one)}.values())
+
+
+def unpickle(file: Path | BinaryIO) -> Any:
+    """What ``torch.save`` wrote, as long as it is tensors in plain containers.
+
+    Raises ``pickle.UnpicklingError`` for anything else, without running it.
+    """
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns about a file before it refuses it
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def framework() -> str:

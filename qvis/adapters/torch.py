@@ -168,9 +168,9 @@ def _is_tensor(value: object) -> bool:
 
 
 def _ingredients(module: nn.Module) -> list[Tensor]:
-    """The parameters that training would change: for a computed weight, those it is computed from."""
-    owners = [module, *getattr(module, "parametrizations", {}).values()]
-    return [one for owner in owners for one in owner._parameters.values() if one is not None]
+    """The module's own parameters; for a computed weight, those it is computed from."""
+    own = [one for one in module._parameters.values() if one is not None]
+    return own + [one for steps in getattr(module, "parametrizations", {}).values() for one in steps.parameters()]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
