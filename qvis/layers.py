@@ -181,10 +181,12 @@ class Reason:
     """One finding about a layer, in plain words with its numbers."""
 
     kind: str
-    """``nonfinite``, ``zero``, ``noise``, ``starved``, ``outliers``, ``dead``, ``near_dead``, ``single`` or ``note``."""
+    """``nonfinite``, ``zero``, ``noise``, ``starved``, ``outliers``, ``dead``, ``near_dead`` or ``single``."""
     text: str
     channels: tuple[int, ...] = ()
     """The channels it is about."""
+    evidence: str = "from the weights alone"
+    """What it rests on."""
 
     def __str__(self) -> str:
         return self.text
@@ -205,6 +207,8 @@ class LayerAnalysis:
     rounding: RoundingNoise
     noise_share: float
     """What layers are ranked by; see :func:`qvis.analysis.problems.noise_share`. 0 is best, NaN for unusable layers."""
+    noise_share_channel: float
+    """The same with a grid for each channel."""
     severity: Severity
     reasons: tuple[Reason, ...]
     flags: dict[str, IntArray] = field(default_factory=dict)
@@ -235,7 +239,7 @@ class Thresholds:
     dead: float = 1e-6
     """A channel is dead when its largest weight is below this share of the layer's largest."""
     near_dead: float = 1e-3
-    """A live channel is near dead when its largest weight is below this share of the upper quartile of the channels'."""
+    """A live channel is near dead when its largest weight is below this share of the channels' upper quartile."""
     outlier_iqr: float = 1.5
     """A channel is an outlier when its relative range exceeds Q3 + this many interquartile ranges (AIMET's rule)."""
 

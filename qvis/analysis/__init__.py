@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from os import PathLike
 from typing import Any
 
 import numpy as np
 
 from qvis.analysis.blocks import Pool, pool
-from qvis.analysis.problems import find_flags, judge
+from qvis.analysis.problems import find_flags, find_reasons, find_severity, noise_share
 from qvis.analysis.rounding import rounding_noise
 from qvis.analysis.statistics import channel_statistics
 from qvis.layers import Analysis, FloatArray, Layer, LayerAnalysis, Network, Thresholds
@@ -76,7 +75,8 @@ def analyze_layer(layer: Layer, bits: int, thresholds: Thresholds, workers: Pool
     statistics = channel_statistics(weight, dead=thresholds.dead, pool=workers)
     rounding = rounding_noise(weight, statistics, bits=bits, pool=workers)
     flags = find_flags(statistics, rounding, thresholds)
-    severity, share, reasons = judge(statistics, rounding, flags, thresholds)
+    share = noise_share(statistics, rounding, flags)
+    share_channel = noise_share(statistics, rounding, flags, per_channel=True)
     return LayerAnalysis(
         name=layer.name,
         op=layer.op,
@@ -88,8 +88,9 @@ def analyze_layer(layer: Layer, bits: int, thresholds: Thresholds, workers: Pool
         statistics=statistics,
         rounding=rounding,
         noise_share=share,
-        severity=severity,
-        reasons=reasons,
+        noise_share_channel=share_channel,
+        severity=find_severity(statistics, flags, thresholds, share),
+        reasons=tuple(find_reasons(statistics, rounding, flags, thresholds, (share, share_channel))),
         flags=flags,
         digest=digest(),
     )

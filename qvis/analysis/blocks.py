@@ -68,9 +68,9 @@ def sum_of_squares(block: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     rows, elements = block.shape
     whole = elements - elements % CHUNK
     if whole == 0:
-        return np.einsum("ij,ij->i", block, block).astype(np.float64)
+        return np.asarray(np.einsum("ij,ij->i", block, block), dtype=np.float64)
     chunks = block[:, :whole].reshape(rows, -1, CHUNK)
-    total = np.einsum("ijk,ijk->ij", chunks, chunks).sum(axis=1, dtype=np.float64)
+    total = np.asarray(np.einsum("ijk,ijk->ij", chunks, chunks).sum(axis=1, dtype=np.float64))
     if whole < elements:
         total += np.einsum("ij,ij->i", block[:, whole:], block[:, whole:])
     return total

@@ -73,18 +73,10 @@ def noise_share(
     return float(np.quantile(noise / rounding.power[useful], 1 - QUARTER, method="lower"))
 
 
-def judge(
-    statistics: ChannelStatistics, rounding: RoundingNoise, flags: dict[str, IntArray], thresholds: Thresholds
-) -> tuple[Severity, float, tuple[Reason, ...]]:
-    """The severity of a layer, its noise share, and the reasons, the weightiest first."""
-    share = noise_share(statistics, rounding, flags)
-    reasons = tuple(_reasons(statistics, rounding, flags, thresholds, share))
-    return _severity(statistics, flags, thresholds, share), share, reasons
-
-
-def _severity(
+def find_severity(
     statistics: ChannelStatistics, flags: dict[str, IntArray], thresholds: Thresholds, share: float
 ) -> Severity:
+    """How much attention a layer needs, given its noise share on the grid of the whole tensor."""
     if flags["nonfinite"].size or not statistics.live.any():
         return Severity.UNUSABLE
     kept = decibels(1.0, share)
@@ -99,13 +91,16 @@ def _severity(
     return Severity.OK
 
 
-def _reasons(
+def find_reasons(
     statistics: ChannelStatistics,
     rounding: RoundingNoise,
     flags: dict[str, IntArray],
     thresholds: Thresholds,
-    share: float,
+    shares: tuple[float, float],
 ) -> Iterator[Reason]:
+    """What there is to say of a layer, the weightiest first; ``shares`` on a grid per tensor and per channel."""
+    share, own = shares
+
     def reason(kind: str, text: str) -> Reason:
         return Reason(kind, text, tuple(int(i) for i in flags.get(kind, ())))
 
@@ -123,7 +118,6 @@ def _reasons(
     if not live:
         yield reason("zero", "No channel holds a finite weight other than zero: the layer passes nothing on.")
         return
-    own = noise_share(statistics, rounding, flags, per_channel=True)
     if np.isfinite(share):
         yield reason(
             "noise",
@@ -144,11 +138,13 @@ def _reasons(
         outliers = flags["outliers"]
         typical = float(np.median(statistics.range[statistics.live]))
         widest = int(outliers[np.argmax(statistics.range[outliers])])
-        times = f", {short(float(statistics.range[widest]) / typical)} times the median channel's" if typical > 0 else ""
+        noun = "is an outlier" if outliers.size == 1 else "are outliers"
+        ratio = float(statistics.range[widest]) / typical if typical > 0 else float("nan")
+        times = f", {short(ratio)} times the median channel's" if typical > 0 else ""
         sets = ", which sets the step for all" if widest == int(np.nanargmax(statistics.peak)) else ""
         yield reason(
             "outliers",
-            f"{count(outliers.size, 'channel')} of {total} {is_are(outliers.size)} outliers by range"
+            f"{count(outliers.size, 'channel')} of {total} {noun} by range"
             f" ({listed(outliers)}); the widest is channel {widest}{times}{sets}.",
         )
     if flags["near_dead"].size:

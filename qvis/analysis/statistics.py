@@ -86,7 +86,7 @@ def _interpolate(ordered: NDArray[np.floating[Any]], q: float) -> NDArray[np.flo
     below = int(position)
     left = ordered[:, below].astype(np.float64)
     right = ordered[:, min(below + 1, ordered.shape[1] - 1)]
-    return left + (right - left) * (position - below)
+    return np.asarray(left + (right - left) * (position - below))
 
 
 def _moments(block: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

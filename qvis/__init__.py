@@ -1,0 +1,63 @@
+"""qvis shows what quantization will do to a model before it ships.
+
+Public names are loaded when first used, so that ``import qvis`` costs next to nothing and loads no framework.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from qvis.version import __version__
+
+if TYPE_CHECKING:
+    from qvis.analysis import analyze
+    from qvis.errors import BadArgumentError, OutputError, QvisError, UnknownLayerError, UnsupportedModelError
+    from qvis.layers import Thresholds
+    from qvis.report import (
+        Report,
+        visualize_changes_after_optimization,
+        visualize_relative_weight_ranges,
+        visualize_weight_ranges,
+    )
+
+_HOMES = {
+    "analyze": "qvis.analysis",
+    "BadArgumentError": "qvis.errors",
+    "OutputError": "qvis.errors",
+    "QvisError": "qvis.errors",
+    "Report": "qvis.report",
+    "Thresholds": "qvis.layers",
+    "UnknownLayerError": "qvis.errors",
+    "UnsupportedModelError": "qvis.errors",
+    "visualize_changes_after_optimization": "qvis.report",
+    "visualize_relative_weight_ranges": "qvis.report",
+    "visualize_weight_ranges": "qvis.report",
+}
+
+__all__ = [
+    "BadArgumentError",
+    "OutputError",
+    "QvisError",
+    "Report",
+    "Thresholds",
+    "UnknownLayerError",
+    "UnsupportedModelError",
+    "__version__",
+    "analyze",
+    "visualize_changes_after_optimization",
+    "visualize_relative_weight_ranges",
+    "visualize_weight_ranges",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'qvis' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

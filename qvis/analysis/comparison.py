@@ -1,0 +1,128 @@
+"""What changed between two versions of a model, layer by layer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from qvis.layers import Analysis, ChannelStatistics, LayerAnalysis, Reason, Severity, Skipped, decibels
+from qvis.words import percent
+
+NOTICEABLE_DB = 0.5
+"""A change of the noise below this is no change: another rounding of the same weights moves it as much."""
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """One layer, before and after. Reads like the layer after, so that it can stand where a layer does."""
+
+    before: LayerAnalysis
+    after: LayerAnalysis
+
+    @property
+    def name(self) -> str:
+        """The name in both models."""
+        return self.after.name
+
+    @property
+    def op(self) -> str:
+        """The kind of layer, after."""
+        return self.after.op
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the framework's tensor."""
+        return self.after.shape
+
+    @property
+    def severity(self) -> Severity:
+        """The severity after."""
+        return self.after.severity
+
+    @property
+    def reasons(self) -> tuple[Reason, ...]:
+        """The reasons for the severity after."""
+        return self.after.reasons
+
+    @property
+    def statistics(self) -> ChannelStatistics:
+        """The statistics after."""
+        return self.after.statistics
+
+    @property
+    def gain_db(self) -> float:
+        """How many dB more a quarter of the channels keep on the shared grid; negative where it got worse."""
+        if self.before.digest == self.after.digest:
+            return 0.0
+        before, after = (decibels(1.0, layer.noise_share) for layer in (self.before, self.after))
+        return 0.0 if before == after else after - before
+
+    @property
+    def verdict(self) -> str:
+        """``better``, ``worse``, ``same`` (less than :data:`NOTICEABLE_DB`), or ``unchanged`` (the same bytes)."""
+        if self.before.digest == self.after.digest:
+            return "unchanged"
+        if self.before.severity is Severity.UNUSABLE or self.after.severity is Severity.UNUSABLE:
+            difference = self.before.severity.rank - self.after.severity.rank
+            return "better" if difference > 0 else "worse" if difference < 0 else "same"
+        if abs(self.gain_db) < NOTICEABLE_DB:
+            return "same"
+        return "better" if self.gain_db > 0 else "worse"
+
+    @property
+    def text(self) -> str:
+        """The change in one sentence."""
+        if self.verdict == "unchanged":
+            return "The weights are the same, bit for bit."
+        before, after = self.before.noise_share, self.after.noise_share
+        if not (np.isfinite(before) and np.isfinite(after)):
+            return f"{str(self.before.severity).capitalize()} before, {self.after.severity} after."
+        return (
+            f"A quarter of the channels lose {percent(after)} or more of their power to rounding on one grid for the"
+            f" tensor; before it was {percent(before)} ({self.gain_db:+.1f} dB)."
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two analyses, side by side."""
+
+    before: Analysis
+    after: Analysis
+    layers: tuple[LayerChange, ...]
+    """The layers that both have, in the order of the model after."""
+    unmatched: tuple[Skipped, ...]
+    """Layers that could not be compared, and why."""
+
+    @cached_property
+    def ranked(self) -> tuple[LayerChange, ...]:
+        """Worst first: by severity after, then by what got worse most."""
+        order = sorted(
+            range(len(self.layers)),
+            key=lambda i: (-self.layers[i].severity.rank, np.nan_to_num(self.layers[i].gain_db, nan=-np.inf), i),
+        )
+        return tuple(self.layers[i] for i in order)
+
+    def count(self, verdict: str) -> int:
+        """How many layers have this :attr:`LayerChange.verdict`."""
+        return Counter(change.verdict for change in self.layers)[verdict]
+
+
+def compare(before: Analysis, after: Analysis) -> Comparison:
+    """Match the layers of two analyses by name; those in one model only, or of another shape, are named as such."""
+    old = {layer.name: layer for layer in before.layers}
+    new = {layer.name: layer for layer in after.layers}
+    changes, unmatched = [], []
+    for name, layer in new.items():
+        if name not in old:
+            unmatched.append(Skipped(name, "only in the new model"))
+        elif old[name].shape != layer.shape:
+            was, now = ("×".join(map(str, shape)) for shape in (old[name].shape, layer.shape))
+            unmatched.append(Skipped(name, f"its shape was {was} and is {now}"))
+        else:
+            changes.append(LayerChange(old[name], layer))
+    unmatched += [Skipped(name, "only in the old model") for name in old if name not in new]
+    return Comparison(before, after, tuple(changes), tuple(unmatched))

@@ -1,0 +1,107 @@
+"""The three reports on weights, and what they return."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any
+
+from qvis.analysis import Progress, analyze
+from qvis.analysis.comparison import compare
+from qvis.layers import Thresholds
+from qvis.report.document import summarize, summarize_changes
+from qvis.report.report import Report
+
+__all__ = [
+    "Report",
+    "visualize_changes_after_optimization",
+    "visualize_relative_weight_ranges",
+    "visualize_weight_ranges",
+]
+
+Path = str | PathLike[str]
+
+
+def visualize_weight_ranges(
+    model: Any,
+    out_dir: Path,
+    *,
+    selected_layers: str | Sequence[str] | None = None,
+    bits: int = 8,
+    thresholds: Thresholds | None = None,
+    name: str | None = None,
+    formats: Sequence[str] = ("html",),
+    progress: Progress = iter,
+) -> Report:
+    """Write ``weight_ranges.html``: minimum, quartiles, mean and maximum of every channel of every layer.
+
+    Args:
+        model: a ``torch.nn.Module``, an exported program, or the path of a ``.pt2`` file. It is not changed.
+        out_dir: the folder to write to; made when missing.
+        selected_layers: names or glob patterns (``"features.*"``); all layers by default.
+        bits: the width of the integer grid that the layers are judged for, 2 to 16.
+        thresholds: where findings begin.
+        name: what the report calls the model; its class or file name by default.
+        formats: any of ``"html"``, ``"json"`` and ``"md"``.
+        progress: wraps the layers, to show how far the work has come.
+
+    Raises:
+        UnsupportedModelError: the model, or a tensor in it, cannot be read.
+        UnknownLayerError: an entry of ``selected_layers`` matches nothing.
+        BadArgumentError: an argument is out of bounds.
+        OutputError: the folder cannot be written, or holds a file of that name that qvis did not write.
+    """
+    analysis = analyze(
+        model, selected_layers=selected_layers, bits=bits, thresholds=thresholds, name=name, progress=progress
+    )
+    return Report(summarize(analysis, "weight_ranges"), analysis.layers).write(out_dir, formats)
+
+
+def visualize_relative_weight_ranges(
+    model: Any,
+    out_dir: Path,
+    *,
+    selected_layers: str | Sequence[str] | None = None,
+    bits: int = 8,
+    thresholds: Thresholds | None = None,
+    name: str | None = None,
+    formats: Sequence[str] = ("html",),
+    progress: Progress = iter,
+) -> Report:
+    """Write ``relative_weight_ranges.html``: which layers rounding would hurt, by the ranges of their channels.
+
+    The arguments, and what is raised, are those of :func:`visualize_weight_ranges`; so is what is found. The figures of
+    relative ranges come first.
+    """
+    analysis = analyze(
+        model, selected_layers=selected_layers, bits=bits, thresholds=thresholds, name=name, progress=progress
+    )
+    return Report(summarize(analysis, "relative_weight_ranges"), analysis.layers).write(out_dir, formats)
+
+
+def visualize_changes_after_optimization(
+    old_model: Any,
+    new_model: Any,
+    out_dir: Path,
+    *,
+    selected_layers: str | Sequence[str] | None = None,
+    bits: int = 8,
+    thresholds: Thresholds | None = None,
+    names: tuple[str | None, str | None] = (None, None),
+    formats: Sequence[str] = ("html",),
+    progress: Progress = iter,
+) -> Report:
+    """Write ``changes_after_optimization.html``: two versions of a model, layer by layer, on common axes.
+
+    Layers are matched by name. Those that only one of the models has, or that differ in shape, are named on the page.
+    ``names`` are what the report calls the two; the other arguments, and what is raised, are those of
+    :func:`visualize_weight_ranges`. ``selected_layers`` must match in both models.
+    """
+    before, after = (
+        analyze(
+            model, selected_layers=selected_layers, bits=bits, thresholds=thresholds, name=name, progress=progress
+        )
+        for model, name in zip((old_model, new_model), names, strict=True)
+    )
+    comparison = compare(before, after)
+    return Report(summarize_changes(comparison), comparison.layers).write(out_dir, formats)

@@ -1,0 +1,255 @@
+"""The one summary behind every report: plain dicts, lists, numbers and words, with a version.
+
+HTML, JSON, Markdown and the terminal all read what :func:`summarize` or :func:`summarize_changes` returns; none
+computes a figure of its own. The fields are described in the documentation under "The JSON report".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from qvis.analysis.comparison import Comparison, LayerChange
+from qvis.layers import Analysis, FloatArray, LayerAnalysis, Severity, decibels
+from qvis.version import __version__
+from qvis.words import count, percent
+
+SCHEMA_VERSION = 1
+"""Raised when a field changes its meaning or goes; new fields do not raise it."""
+
+STATISTICS = ("min", "q25", "q50", "mean", "q75", "max", "std", "range", "relative_range")
+"""Names of the arrays, one value for each channel, under ``statistics`` of a layer."""
+
+Document = dict[str, Any]
+Sentence = list[tuple[str, str]]
+"""Text in parts, each with a style: ``""``, ``strong``, or a severity."""
+
+TITLES = {
+    "weight_ranges": "Weight ranges",
+    "relative_weight_ranges": "Relative weight ranges",
+    "changes_after_optimization": "Changes after optimization",
+}
+
+
+def summarize(analysis: Analysis, kind: str) -> Document:
+    """Summarize the analysis of one model for the report ``kind``, a key of :data:`TITLES`."""
+    ranks = {layer.name: rank for rank, layer in enumerate(analysis.ranked, 1)}
+    return {
+        **_head(kind, analysis),
+        "model": _model(analysis),
+        "verdict": _verdict(analysis),
+        "layers": [{"rank": ranks[layer.name], **_layer(layer)} for layer in analysis.layers],
+        "skipped": [asdict(skipped) for skipped in analysis.skipped],
+    }
+
+
+def summarize_changes(comparison: Comparison) -> Document:
+    """Summarize what changed between two models; each layer carries ``before`` and ``after``."""
+    before, after = comparison.before, comparison.after
+    ranks = {change.name: rank for rank, change in enumerate(comparison.ranked, 1)}
+    return {
+        **_head("changes_after_optimization", after),
+        "model": {"before": _model(before), "after": _model(after)},
+        "verdict": _verdict_on_changes(comparison),
+        "layers": [{"rank": ranks[change.name], **_change(change)} for change in comparison.layers],
+        "unmatched": [asdict(unmatched) for unmatched in comparison.unmatched],
+        "skipped": [asdict(skipped) for skipped in after.skipped],
+    }
+
+
+def _head(kind: str, analysis: Analysis) -> Document:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "qvis": __version__,
+        "kind": kind,
+        "title": TITLES[kind],
+        "evidence": analysis.evidence,
+        "bits": analysis.bits,
+        "thresholds": asdict(analysis.thresholds),
+    }
+
+
+def _model(analysis: Analysis) -> Document:
+    return {
+        "name": analysis.name,
+        "framework": analysis.framework,
+        "parameters": analysis.parameters,
+        "weights": sum(layer.weights for layer in analysis.layers),
+        "fingerprint": analysis.fingerprint,
+        "counts": {str(level): sum(layer.severity is level for layer in analysis.layers) for level in Severity},
+    }
+
+
+def _layer(layer: LayerAnalysis) -> Document:
+    statistics, rounding = layer.statistics, layer.rounding
+    live = statistics.relative_range[statistics.live]
+    return {
+        "name": layer.name,
+        "op": layer.op,
+        "shape": list(layer.shape),
+        "dtype": layer.dtype,
+        "aliases": list(layer.aliases),
+        "notes": list(layer.notes),
+        "weights": layer.weights,
+        "channels": int(statistics.min.size),
+        "channels_from": layer.channels,
+        "elements": statistics.elements,
+        "severity": str(layer.severity),
+        "reasons": [asdict(reason) for reason in layer.reasons],
+        "noise_share": layer.noise_share,
+        "noise_share_channel": layer.noise_share_channel,
+        "sqnr_tensor_db": rounding.sqnr_tensor,
+        "sqnr_channel_db": rounding.sqnr_channel,
+        "step": rounding.step,
+        "largest_relative_range": float(live.max()) if live.size else float("nan"),
+        "relative_range_statistics": describe(live),
+        "median_levels": float(np.median(rounding.levels[statistics.live])) if live.size else 0.0,
+        "flags": {name: [int(i) for i in channels] for name, channels in layer.flags.items()},
+        "digest": layer.digest,
+        "statistics": {name: getattr(statistics, name) for name in STATISTICS},
+        "levels": rounding.levels,
+    }
+
+
+def describe(values: FloatArray) -> dict[str, float]:
+    """What ``pandas.Series.describe`` says of ``values``, as numbers; NaN where there is nothing to say."""
+    nan = float("nan")
+    if values.size == 0:
+        return {"count": 0, "mean": nan, "std": nan, "min": nan, "q25": nan, "q50": nan, "q75": nan, "max": nan}
+    q25, q50, q75 = (float(q) for q in np.quantile(values, (0.25, 0.5, 0.75)))
+    return {
+        "count": int(values.size),
+        "mean": float(values.mean()),
+        "std": float(values.std(ddof=1)) if values.size > 1 else nan,
+        "min": float(values.min()),
+        "q25": q25,
+        "q50": q50,
+        "q75": q75,
+        "max": float(values.max()),
+    }
+
+
+def _change(change: LayerChange) -> Document:
+    before, after = _layer(change.before), _layer(change.after)
+    shared = ("name", "op", "channels", "channels_from", "elements", "weights")
+    return {
+        **{key: after[key] for key in shared},
+        "severity": after["severity"],
+        "severity_before": before["severity"],
+        "verdict": change.verdict,
+        "gain_db": change.gain_db,
+        "text": change.text,
+        "before": before,
+        "after": after,
+    }
+
+
+def _verdict(analysis: Analysis) -> Document:
+    total = len(analysis.layers)
+    by_level = {level: [x for x in analysis.ranked if x.severity is level] for level in Severity}
+    broken, problems, watched = (by_level[s] for s in (Severity.UNUSABLE, Severity.PROBLEM, Severity.WATCH))
+    evidence = analysis.evidence[0].upper() + analysis.evidence[1:]
+    grid = f"int{analysis.bits} with one grid per tensor"
+    start = f"{evidence}: "
+    sentence: Sentence
+    if broken:
+        word = "is" if len(broken) == 1 else "are"
+        sentence = [(start, ""), (f"{count(len(broken), 'layer')} of {total} {word} unusable", "unusable")]
+        sentence += [(" (NaN, infinite or all zero)", "")]
+        if problems:
+            sentence += [(" and ", ""), (f"{len(problems)} will suffer", "problem"), (f" at {grid}", "")]
+        sentence += [(".", "")]
+    elif problems:
+        sentence = [(start, ""), (f"{len(problems)} of {count(total, 'layer')} will suffer", "problem")]
+        sentence += [(f" at {grid}, ", ""), (problems[0].name, "strong"), (" most.", "")]
+    elif watched:
+        sentence = [(start, ""), ("no layer is a problem", "strong"), (f" at {grid}; {len(watched)} of {total} ", "")]
+        sentence += [("deserve a look" if len(watched) > 1 else "deserves a look", "watch"), (".", "")]
+    else:
+        sentence = [(start, ""), (f"{grid} suits {'all ' if total > 1 else 'the '}{count(total, 'layer')}", "strong")]
+        sentence += [(".", "")]
+    return {"sentence": sentence, "text": plain(sentence), "details": list(_details(analysis))}
+
+
+def _details(analysis: Analysis) -> list[str]:
+    worst = next((layer for layer in analysis.ranked if np.isfinite(layer.noise_share)), None)
+    details = []
+    if worst is not None:
+        kept = decibels(1.0, worst.noise_share)
+        details.append(
+            f"In the worst usable layer, {worst.name}, a quarter of the channels lose {percent(worst.noise_share)}"
+            f" or more of their power to rounding ({kept:.1f} dB)."
+        )
+        fixed = [x for x in analysis.layers if x.severity in (Severity.PROBLEM, Severity.WATCH)]
+        if fixed:
+            limit = 10 ** (-analysis.thresholds.watch_db / 10)
+            cured = sum(layer.noise_share_channel <= limit for layer in fixed)
+            if len(fixed) > 1:
+                details.append(f"A grid per channel would bring {cured} of these {len(fixed)} below {percent(limit)}.")
+            else:
+                reach = "below" if cured else "down, but not below"
+                details.append(f"A grid per channel would bring it {reach} {percent(limit)}.")
+    details.append(
+        "No data was run: the weights alone do not tell how much of a layer's noise reaches the output of the model."
+    )
+    return details
+
+
+def _verdict_on_changes(comparison: Comparison) -> Document:
+    total = len(comparison.layers)
+    better, worse, same = (comparison.count(verdict) for verdict in ("better", "worse", "same"))
+    unchanged = comparison.count("unchanged")
+    evidence = comparison.after.evidence[0].upper() + comparison.after.evidence[1:]
+    sentence: Sentence = [(f"{evidence}: at int{comparison.after.bits} with one grid per tensor ", "")]
+    if total == 0:
+        sentence += [("no layer of the two models could be matched", "strong"), (".", "")]
+    elif unchanged == total:
+        sentence += [(f"nothing changed in {count(total, 'layer')}", "strong"), (".", "")]
+    else:
+        sentence += [(f"{better} of {count(total, 'layer')} will round better", "strong"), (" than before", "")]
+        sentence += [(" and ", ""), (f"{worse} worse", "problem" if worse else "")]
+        sentence += [(f"; {same + unchanged} stay as they were" if same + unchanged else "", ""), (".", "")]
+    details = []
+    for level in (Severity.UNUSABLE, Severity.PROBLEM, Severity.WATCH):
+        was = sum(change.before.severity is level for change in comparison.layers)
+        now = sum(change.after.severity is level for change in comparison.layers)
+        if was or now:
+            details.append(f"{str(level).capitalize()}: {was} before, {now} after.")
+    if comparison.unmatched:
+        details.append(f"{count(len(comparison.unmatched), 'layer')} could not be compared; they are named below.")
+    details.append("No data was run: whether the two models compute the same is not known from the weights alone.")
+    return {"sentence": sentence, "text": plain(sentence), "details": details}
+
+
+def plain(sentence: Sentence) -> str:
+    """The sentence without its styles."""
+    return "".join(text for text, _ in sentence)
+
+
+def jsonable(value: Any, *, statistics: bool = True) -> Any:
+    """``value`` as JSON can hold it: arrays become lists, NaN and infinities ``null``.
+
+    Args:
+        value: a document or a part of one.
+        statistics: without them the arrays that have one value for each channel are left out.
+    """
+    if isinstance(value, np.ndarray):
+        return jsonable(value.tolist())
+    if isinstance(value, Mapping):
+        return {k: jsonable(v, statistics=statistics) for k, v in value.items() if statistics or not _per_channel(v)}
+    if isinstance(value, (str, int)) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    if isinstance(value, Sequence):
+        return [jsonable(item, statistics=statistics) for item in value]
+    raise TypeError(f"{type(value).__name__} has no place in a document")
+
+
+def _per_channel(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return bool(value) and all(isinstance(item, np.ndarray) for item in value.values())
+    return isinstance(value, np.ndarray)

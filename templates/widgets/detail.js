@@ -1,0 +1,133 @@
+// The panel of the selected layer: findings in words, figures, tables.
+const detail = (() => {
+  const panel = $(".detail");
+  let selected = -1;
+  if (!panel) return {place() {}, select() {}, toggle() {}, move() {}, close() {}, fromHash: () => -1};
+  const FLAG_WORDS = [[1, "outlier"], [2, "starved"], [4, "near dead"], [8, "dead"], [16, "NaN or infinite"]];
+  const VERBS = {ok: "Leave it.", watch: "Watch it.", problem: "Fix it.", unusable: "Unusable."};
+  const CHANGES = {better: "Better.", worse: "Worse.", same: "About the same.", unchanged: "Unchanged."};
+
+  function tell(layer) {
+    const part = data.of(layer, "after"), lines = [];
+    const evidence = (text) => element("span", ` (${text})`, "evidence");
+    if (data.changes) {
+      const first = element("p", "", "first");
+      first.append(element("span", CHANGES[layer.verdict], `verb ${layer.verdict}`), ` ${layer.text}`, evidence(data.report.evidence));
+      lines.push(first);
+    }
+    part.reasons.forEach((reason, i) => {
+      const line = element("p", "", i === 0 && !data.changes ? "first" : "");
+      if (i === 0) line.append(element("span", data.changes ? `Now ${layer.severity}.` : VERBS[layer.severity], `verb ${layer.severity}`), " ");
+      line.append(reason.text, evidence(reason.evidence));
+      lines.push(line);
+    });
+    $(".findings").replaceChildren(...lines);
+    const shape = part.shape.join("×") || "scalar";
+    const extra = [part.aliases.length && `tied to ${part.aliases.join(", ")}`, ...part.notes].filter(Boolean);
+    $(".detail-meta").textContent = [`${part.op} ${shape} ${part.dtype}`, words.count(part.weights, "weight"), `${words.count(part.channels, "output channel")} (${part.channels_from})`, `layer ${selected + 1} of ${data.layers.length}`, ...extra].join(", ");
+  }
+
+  function row(head, cells) {
+    const line = element("tr"), first = element("th", head);
+    first.scope = "row";
+    line.append(first, ...cells.map((cell) => element("td", cell)));
+    return line;
+  }
+  function header(target, names) {
+    const line = element("tr");
+    line.append(...names.map((name) => { const head = element("th", name); head.scope = "col"; return head; }));
+    $("thead", target).replaceChildren(line);
+  }
+  function tabulate(layer) {
+    const parts = data.series.map((name) => data.of(layer, name));
+    const statistics = $("[data-test=statistics]"), rounding = $("[data-test=rounding]");
+    header(statistics, [...(data.changes ? [""] : []), "count", "mean", "deviation", "min", "25 %", "50 %", "75 %", "max"]);
+    $("tbody", statistics).replaceChildren(...parts.map((part, i) => {
+      const s = part.relative_range_statistics;
+      const cells = [s.count, ...["mean", "std", "min", "q25", "q50", "q75", "max"].map((key) => words.number(s[key]))];
+      if (data.changes) return row(data.series[i], cells);
+      const line = element("tr");
+      line.append(...cells.map((cell) => element("td", cell)));
+      return line;
+    }));
+    header(rounding, ["", ...(data.changes ? ["tensor, before", "tensor, after", "channel, before", "channel, after"] : ["grid per tensor", "grid per channel"])]);
+    const both = (a, b, words) => [...parts.map((part) => words(part[a])), ...parts.map((part) => words(part[b]))];
+    const share = (value) => value === null ? "n/a" : words.percent(value);
+    const whole = (head, read) => { const line = row(head, parts.map(read)); [...line.cells].slice(1).forEach((cell) => { cell.colSpan = data.changes ? 2 : 2; }); return line; };
+    $("tbody", rounding).replaceChildren(
+      row("Noise of a quarter of the channels", both("noise_share", "noise_share_channel", share)),
+      row("SQNR of all weights", both("sqnr_tensor_db", "sqnr_channel_db", words.decibels)),
+      whole("Step of the tensor's grid", (part) => words.number(part.step)),
+      whole("Levels of the median channel", (part) => `${part.median_levels} of ${2 ** data.report.bits}`),
+      whole("Starved, near dead, dead channels", (part) => `${part.flags.starved.length}, ${part.flags.near_dead.length}, ${part.flags.dead.length} of ${part.channels}`));
+  }
+
+  const channels = $(".channels");
+  function listChannels() {
+    if (!channels.open || selected < 0) return;
+    const layer = data.layers[selected], sets = data.channels(selected), grid = document.createElement("table");
+    const names = ["min", "q25", "q50", "mean", "q75", "max", "std", "relative_range"], titles = ["min", "25 %", "50 %", "mean", "75 %", "max", "deviation", "relative range"];
+    const head = grid.createTHead().insertRow();
+    for (const title of ["channel", ...(data.changes ? [""] : []), ...titles, "note"]) head.append(element("th", title));
+    const body = grid.createTBody(), total = data.of(layer, "after").channels;
+    for (let i = 0; i < sets[0].channel.length; i++) {
+      sets.forEach((set, s) => {
+        const first = set.channel[i], next = i + 1 < set.channel.length ? set.channel[i + 1] : total;
+        const note = FLAG_WORDS.filter(([bit]) => set.flags[i] & bit).map(([, word]) => word).join(", ");
+        const line = body.insertRow();
+        const cells = [next - first > 1 ? `${first} to ${next - 1}` : first, ...(data.changes ? [data.series[s]] : []), ...names.map((name) => words.number(set[name][i])), note];
+        line.append(...cells.map((cell) => element("td", cell)));
+      });
+    }
+    $("div", channels).replaceChildren(grid);
+  }
+  channels.addEventListener("toggle", listChannels);
+
+  // On a narrow screen the panel opens under its row.
+  function place() {
+    const under = table.row(selected);
+    let holder = $("tr.inline");
+    if (narrow.matches && under && !tools_printing()) {
+      if (!holder) { holder = element("tr", "", "inline"); holder.append(element("td")); }
+      holder.firstChild.colSpan = table.columns();
+      holder.hidden = under.hidden;
+      if (panel.parentNode !== holder.firstChild) holder.firstChild.append(panel);
+      if (under.nextSibling !== holder) under.after(holder);
+    } else if (panel.parentNode.tagName === "TD") { $("main").append(panel); holder?.remove(); }
+  }
+  const tools_printing = () => matchMedia("print").matches;
+
+  async function select(index, {scroll = false, quiet = false, instant = false} = {}) {
+    table.mark(selected, index); overview.mark(selected, index);
+    selected = index;
+    panel.hidden = false;
+    place();
+    const layer = data.layers[index];
+    $("#detail-name").textContent = layer.name;
+    tell(layer); tabulate(layer); listChannels();
+    if (!quiet) history.replaceState(null, "", `#layer=${encodeURIComponent(layer.name)}`);
+    if (scroll) { if (instant) root.classList.add("all"); table.row(index).scrollIntoView({block: instant ? "center" : narrow.matches ? "start" : "nearest"}); }
+    await figures.show(index);
+  }
+  function close() {
+    table.mark(selected, -1); overview.mark(selected, -1);
+    $("tr.inline")?.remove();
+    $("main").append(panel);
+    panel.hidden = true; selected = -1;
+  }
+  narrow.addEventListener("change", () => { if (selected < 0 && !narrow.matches && table.visible().length) select(+table.visible()[0].dataset.i, {quiet: true}); else place(); });
+
+  return {
+    place, select, close,
+    toggle(index) { if (narrow.matches && index === selected) close(); else select(index); },
+    move(by) {
+      const rows = table.visible(), at = rows.indexOf(table.row(selected));
+      const next = rows[Math.max(0, Math.min(rows.length - 1, at + by))];
+      if (next) select(+next.dataset.i, {scroll: true});
+    },
+    fromHash() {
+      if (!location.hash.startsWith("#layer=")) return -1;
+      try { const name = decodeURIComponent(location.hash.slice(7)); return data.layers.findIndex((layer) => layer.name === name); } catch { return -1; }
+    },
+  };
+})();

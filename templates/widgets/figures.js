@@ -1,0 +1,281 @@
+// Six Bokeh figures, made once and refilled for each layer. They are built here, with BokehJS's own models, so that no
+// report has to load Bokeh in Python; what they show comes from the arrays in the page alone.
+const figures = (() => {
+  const FLAG = {outlier: 1, starved: 2, near_dead: 4, dead: 8, nonfinite: 16};
+  const NAMES = ["ranges", "relative", "levels", "histogram", "mean_std", "min_max"];
+  const BIT_DEPTH = data.report.bits, LARGEST = 2 ** (BIT_DEPTH - 1) - 1;
+  const plots = {}, glyphs = {}, sources = {}, shared = {};
+  let ink = {}, making, zoomed;
+
+  // ------------------------------------------------------------------------------------------ making
+  const make = (model, attributes) => new (Bokeh.Models.get(model))(attributes);
+  const field = (name) => ({field: name});
+  const range = () => make("Range1d", {start: 0, end: 1});
+
+  function add(plot, name, source, type, attributes) {
+    const glyph = make(type, attributes);
+    const renderer = make("GlyphRenderer", {data_source: source, glyph, nonselection_glyph: null, selection_glyph: null, muted_glyph: null});
+    plots[plot].renderers = [...plots[plot].renderers, renderer];
+    glyphs[`${plot}.${name}`] = renderer;
+    return renderer;
+  }
+
+  function addPlot(name, {x = range(), xTicks = true, label = ""} = {}) {
+    const axis = (show) => make("LinearAxis", {ticker: make("FixedTicker", {ticks: []}), visible: show, minor_tick_line_color: null, major_tick_line_color: null,
+      axis_label_text_font_size: "11px", axis_label_text_font_style: "normal", axis_label_standoff: 4, major_label_text_font_size: "11px"});
+    const below = axis(xTicks), left = axis(true);
+    below.axis_label = label; left.axis_line_color = null;
+    plots[name] = make("Plot", {x_range: x, y_range: range(), x_scale: make("LinearScale"), y_scale: make("LinearScale"), sizing_mode: "stretch_both",
+      toolbar_location: null, background_fill_color: null, border_fill_color: null, outline_line_color: null, min_border: 0, min_border_left: 44, min_border_top: 4,
+      min_border_right: 4, below: [below], left: [left], center: [make("Grid", {dimension: 1, axis: left})], output_backend: "canvas"});
+    return plots[name];
+  }
+
+  function hover(plot, renderer, rows, mode) {
+    const tool = make("HoverTool", {renderers: [renderer], tooltips: rows, mode, line_policy: "none"});
+    plots[plot].toolbar.tools = [...plots[plot].toolbar.tools, tool];
+    if (mode === "vline") plots[plot].toolbar.tools = [...plots[plot].toolbar.tools, make("BoxZoomTool", {dimensions: "width"})];
+  }
+
+  function build() {
+    const before = data.changes;
+    sources.channels = make("ColumnDataSource", {data: {}}); sources.flags = make("ColumnDataSource", {data: {}}); sources.bins = make("ColumnDataSource", {data: {}});
+    const channels = sources.channels, x = field("channel");
+    shared.x = range();
+    const names = ["mean", "min", "max", "q25", "q75", "std"];
+    const labels = {mean: "mean", min: "min", max: "max", q25: "25 %", q75: "75 %", std: "deviation"};
+    const rows = [["channel", "@label"], ...names.map((key) => [labels[key], before ? `@before_${key}_text → @${key}_text` : `@${key}_text`])];
+    const note = ["note", "@note"];
+
+    addPlot("ranges", {x: shared.x, xTicks: false});
+    shared.zero = make("BoxAnnotation", {level: "underlay", line_color: null, fill_alpha: 1});
+    shared.zeroLine = make("Span", {location: 0, dimension: "width", line_width: 1, level: "underlay"});
+    plots.ranges.center = [...plots.ranges.center, shared.zero, shared.zeroLine];
+    if (before) for (const key of ["max", "min", "mean"]) add("ranges", `area_${key}`, channels, "VArea", {x, y1: field(`before_${key}`), y2: field(key), fill_alpha: .45});
+    else {
+      add("ranges", "span", channels, "VBar", {x, bottom: field("min"), top: field("max"), width: field("thin"), line_color: null});
+      add("ranges", "box", channels, "VBar", {x, bottom: field("q25"), top: field("q75"), width: field("wide"), line_color: null});
+    }
+    for (const key of ["min", "max", "mean"]) {
+      add("ranges", `line_${key}`, channels, "Line", {x, y: field(key), line_width: key === "mean" ? 1.5 : 1.25});
+      if (before) add("ranges", `before_${key}`, channels, "Line", {x, y: field(`before_${key}`), line_width: 1.5, line_dash: [2, 2]});
+    }
+    const mean = add("ranges", "mean", channels, "Scatter", {x, y: field("mean"), size: field("dot"), line_color: null});
+    add("ranges", "flags", sources.flags, "Scatter", {x, y: field("y"), marker: field("marker"), size: 8, fill_color: field("colour"), line_color: field("colour")});
+    hover("ranges", mean, [...rows, note], "vline");
+
+    addPlot("relative", {x: shared.x, xTicks: data.report.kind === "relative_weight_ranges", label: data.report.kind === "relative_weight_ranges" ? "output channel" : ""});
+    if (before) add("relative", "before", channels, "Scatter", {x, y: field("before_relative_log"), marker: "dash", size: 8, line_width: 1.5, fill_color: null});
+    add("relative", "stem", channels, "VBar", {x, bottom: 0, top: field("relative_log"), width: field("thin"), line_color: null});
+    const relative = add("relative", "dots", channels, "Scatter", {x, y: field("relative_log"), marker: field("relative_marker"), size: field("relative_size"), fill_color: field("relative_colour"), line_color: null});
+    hover("relative", relative, [["channel", "@label"], ["relative range", before ? "@before_relative_text → @relative_text" : "@relative_text"], note], "vline");
+
+    const last = data.report.kind !== "relative_weight_ranges";
+    addPlot("levels", {x: shared.x, xTicks: last, label: last ? "output channel" : ""});
+    shared.starved = make("Span", {location: Math.log2(data.report.thresholds.starved_levels), dimension: "width", line_dash: [4, 3], line_width: 1});
+    plots.levels.center = [...plots.levels.center, shared.starved];
+    const bars = add("levels", "bars", channels, "VBar", {x, bottom: 0, top: field("levels_log"), width: field("bar"), fill_color: field("colour"), line_color: null});
+    if (before) add("levels", "before", channels, "Scatter", {x, y: field("before_levels_log"), marker: "dash", size: 8, line_width: 1.5, fill_color: null});
+    hover("levels", bars, [["channel", "@label"], ["levels", before ? "@before_levels → @levels" : "@levels"], note], "vline");
+
+    addPlot("histogram");
+    add("histogram", "bins", sources.bins, "Quad", {left: field("left"), right: field("right"), bottom: 0, top: field("now"), line_color: null});
+    if (before) add("histogram", "before", sources.bins, "Step", {x: field("middle"), y: field("before"), mode: "center", line_width: 1.25});
+    hover("histogram", glyphs["histogram.bins"], [["relative range", "@label"], ["channels", before ? "@before → @now" : "@now"]], "mouse");
+
+    for (const [name, across, up, labels] of [["mean_std", "mean", "std", ["mean", "deviation"]], ["min_max", "min", "max", ["min", "max"]]]) {
+      addPlot(name, {label: labels[0]});
+      if (before) add(name, "before", channels, "Scatter", {x: field(`before_${across}`), y: field(`before_${up}`), size: 6, fill_color: null, line_width: 1.25});
+      const dots = add(name, "dots", channels, "Scatter", {x: field(across), y: field(up), size: 5, fill_alpha: .75, line_color: null, fill_color: field("colour")});
+      hover(name, dots, [["channel", "@label"], [labels[0], `@${across}_text`], [labels[1], `@${up}_text`]], "mouse");
+    }
+  }
+
+  async function embed() {
+    const script = document.createElement("script");                   // its hash is in the page's security policy
+    script.textContent = await unpack("bokeh").then((r) => r.text());
+    document.body.append(script);
+    Bokeh.logger.set_level?.("error");
+    build();
+    const {Document} = Bokeh.require("document"), doc = new Document();
+    const hosts = NAMES.map((name) => $(`#fig-${name}`));
+    NAMES.forEach((name) => doc.add_root(plots[name]));
+    await Bokeh.embed.add_document_standalone(doc, document.body, hosts);
+    hosts.slice(0, 3).concat($("#fig-levels")).forEach((host) => host.addEventListener("dblclick", () => { if (zoomed) shared.x.setv({start: zoomed[0], end: zoomed[1]}); }));
+    paint();
+  }
+
+  // ------------------------------------------------------------------------------------------ colours
+  const probe = document.body.appendChild(element("i"));
+  probe.hidden = true;
+  function paint() {
+    for (const name of ["ink", "ink-2", "ink-3", "line", "accent", "span", "box", "zero", "stem", "watch", "problem", "unusable"]) {
+      probe.style.color = `var(--${name})`;
+      ink[name] = getComputedStyle(probe).color;
+    }
+    if (!plots.ranges) return;
+    const font = getComputedStyle(document.body).fontFamily;
+    for (const plot of Object.values(plots)) {
+      for (const axis of [...plot.below, ...plot.left]) axis.setv({major_label_text_color: ink["ink-3"], axis_label_text_color: ink["ink-3"], major_label_text_font: font, axis_label_text_font: font});
+      for (const axis of plot.below) axis.axis_line_color = ink.stem;
+      plot.center[0].grid_line_color = ink.line;
+    }
+    shared.zero.fill_color = ink.zero; shared.zeroLine.line_color = ink.stem; shared.starved.line_color = ink["ink-3"];
+    const fills = {"ranges.span": "span", "ranges.box": "box", "ranges.mean": "ink", "relative.stem": "span", "histogram.bins": "box", "ranges.area_max": "span", "ranges.area_min": "span", "ranges.area_mean": "zero"};
+    for (const [name, colour] of Object.entries(fills)) if (glyphs[name]) glyphs[name].glyph.fill_color = ink[colour];
+    for (const key of ["min", "max"]) glyphs[`ranges.line_${key}`].glyph.line_color = ink.box;
+    glyphs["ranges.line_mean"].glyph.line_color = ink.ink;
+    for (const [name, renderer] of Object.entries(glyphs)) if (/before/.test(name)) renderer.glyph.line_color = ink["ink-2"];
+    if (latest !== undefined) fill(latest);
+  }
+  // Before printing Bokeh has to draw now, not in the next frame.
+  function repaint() {
+    for (const plot of Object.values(plots)) { try { Bokeh.index.find_one(plot)?.paint(); } catch { /* older BokehJS: the next frame will do */ } }
+  }
+
+  // ------------------------------------------------------------------------------------------ axes
+  function setTicks(axis, low, high, parts, ticks, label) {
+    if (!ticks) {
+      const rough = (high - low) / parts, power = 10 ** Math.floor(Math.log10(rough)), step = power * [1, 2, 5, 10].find((m) => m * power >= rough * .8);
+      ticks = [];
+      for (let k = Math.ceil(low / step); k * step <= high; k++) ticks.push(k * step);
+      label = (v) => (v === 0 ? "0" : Math.abs(v) < 1e-3 || Math.abs(v) >= 1e4 ? v.toExponential(0) : String(+v.toPrecision(3))).replaceAll("-", "−");
+    }
+    axis.ticker.ticks = ticks;
+    axis.major_label_overrides = new Map(ticks.map((tick) => [tick, label(tick)]));
+  }
+  function padded(low, high, part = .06) {
+    if (!(low <= high)) return [-1, 1];
+    const pad = (high - low || Math.abs(high) || 1) * part;
+    return [low - pad, high + pad];
+  }
+  const setRange = (target, [start, end]) => target.setv({start, end, reset_start: start, reset_end: end});
+  function extent(...arrays) {
+    let low = Infinity, high = -Infinity;
+    for (const array of arrays) for (const value of array) if (Number.isFinite(value)) { low = Math.min(low, value); high = Math.max(high, value); }
+    return [low, high];
+  }
+
+  // ------------------------------------------------------------------------------------------ filling
+  let latest;
+  function derive(arrays, part) {
+    const log = (value) => value > 0 ? Math.log10(value) : NaN;
+    const levels = Array.from(arrays.min, (low, i) => part.step > 0 && Number.isFinite(low) ? Math.round(arrays.max[i] / part.step) - Math.round(low / part.step) + 1 : 1);
+    return {levels, levels_log: levels.map(Math.log2), relative_log: Array.from(arrays.relative_range, log), relative_text: Array.from(arrays.relative_range, (v) => Number.isFinite(v) ? words.short(v) : "n/a")};
+  }
+
+  function fill(index) {
+    latest = index;
+    const layer = data.layers[index], all = data.channels(index), now = all.at(-1), part = data.of(layer, data.series.at(-1));
+    const before = data.changes ? all[0] : null;
+    const count = now.channel.length, positions = [...Array(count).keys()];
+    const enveloped = count < part.channels;
+    const has = (i, flag) => (now.flags[i] & FLAG[flag]) !== 0;
+    const notes = {outlier: "outlier by range", starved: "starved", near_dead: "near dead", dead: "dead", nonfinite: "NaN or infinite"};
+    const peaks = positions.map((i) => Math.max(Math.abs(now.min[i]), Math.abs(now.max[i])));
+    const setter = peaks.reduce((best, peak, i) => peak > (peaks[best] ?? -1) ? i : best, -1);
+    const note = positions.map((i) => [i === setter && "sets the step", ...Object.keys(notes).map((flag) => has(i, flag) && notes[flag])].filter(Boolean).join(", "));
+    const colour = positions.map((i) => has(i, "nonfinite") ? ink.unusable : has(i, "starved") || has(i, "near_dead") || has(i, "dead") ? ink.watch : i === setter ? ink.accent : ink.box);
+    const label = positions.map((i) => {
+      const first = now.channel[i], next = i + 1 < count ? now.channel[i + 1] : part.channels;
+      return next - first > 1 ? `${first} to ${next - 1}` : String(first);
+    });
+    const width = Math.max(120, $("#fig-ranges").clientWidth - 60);
+    const values = {...derive(now, part), note, colour, label,
+      relative_marker: positions.map((i) => has(i, "outlier") ? "triangle" : "circle"),
+      relative_size: positions.map((i) => has(i, "outlier") ? 9 : count > 200 ? 3 : 5),
+      relative_colour: positions.map((i) => has(i, "outlier") ? ink.problem : has(i, "dead") ? ink.watch : ink.box),
+      thin: Array(count).fill(Math.min(.5, 3 * count / width)), wide: Array(count).fill(Math.min(.8, 12 * count / width)), bar: Array(count).fill(.7),
+      dot: Array(count).fill(count > 200 ? 2 : count > 48 ? 3 : 5)};
+    const keys = ["min", "max", "mean", "std", "q25", "q75"];
+    for (const key of keys) { values[key] = now[key]; values[`${key}_text`] = Array.from(now[key], words.number); }
+    if (before) {
+      for (const key of keys) { values[`before_${key}`] = before[key]; values[`before_${key}_text`] = Array.from(before[key], words.number); }
+      for (const [key, array] of Object.entries(derive(before, layer.before))) values[`before_${key}`] = array;
+    }
+    sources.channels.data = {...values, channel: positions};
+
+    zoomed = [-.7, count - .3];
+    setRange(shared.x, zoomed);
+    const [low, high] = padded(...extent(now.min, now.max, ...(before ? [before.min, before.max] : [])), .12);
+    setRange(plots.ranges.y_range, [low, high]);
+    setTicks(plots.ranges.left[0], low, high, 3);
+    shared.zero.setv({bottom: -part.step / 2, top: part.step / 2});
+    const flagged = positions.filter((i) => note[i] && !before);
+    sources.flags.data = {
+      channel: flagged,
+      y: flagged.map((i) => has(i, "nonfinite") && !Number.isFinite(now.max[i]) ? 0 : i === setter && -now.min[i] > now.max[i] ? now.min[i] - (high - low) * .05 : now.max[i] + (high - low) * .05),
+      marker: flagged.map((i) => has(i, "nonfinite") || has(i, "dead") ? "x" : has(i, "starved") || has(i, "near_dead") ? "inverted_triangle" : i === setter ? "diamond" : "triangle"),
+      colour: flagged.map((i) => has(i, "outlier") && i !== setter && !has(i, "nonfinite") ? ink.problem : colour[i]),
+    };
+    const ticks = positions.length < 2 ? positions : undefined;
+    const channelLabel = (v) => label[v]?.split(" ")[0] ?? "";
+    for (const name of ["levels", "relative"]) {
+      const rough = Math.max(1, count / 8), power = 10 ** Math.floor(Math.log10(rough)), step = Math.max(1, power * [1, 2, 5, 10].find((m) => m * power >= rough));
+      setTicks(plots[name].below[0], 0, count, 8, ticks ?? positions.filter((i) => i % step === 0), channelLabel);
+    }
+
+    const tops = [0, BIT_DEPTH / 2, BIT_DEPTH];
+    setRange(plots.levels.y_range, [-.4, BIT_DEPTH + .4]);
+    setTicks(plots.levels.left[0], 0, BIT_DEPTH, 2, tops, (v) => String(Math.round(2 ** v)));
+    const relative = extent(values.relative_log, values.before_relative_log ?? [], [0, .3]);
+    const decades = (end) => Array.from({length: Math.floor(end) + 1}, (_, i) => i).filter((i) => end < 4 || i % 2 === 0);
+    const logTicks = (end) => end < .35 ? [0, Math.log10(1.5), Math.log10(2)] : end < 1 ? [0, Math.log10(2), Math.log10(5), 1] : decades(end);
+    const logLabel = (v) => words.short(+(10 ** v).toPrecision(2));
+    setRange(plots.relative.y_range, [Math.max(-.5, relative[0]) - .05 * relative[1], relative[1] * 1.12]);
+    setTicks(plots.relative.left[0], 0, 1, 2, logTicks(relative[1]), logLabel);
+
+    const bins = now.histogram.length, end = Math.max(...data.series.map((name) => Math.log10(data.of(layer, name).largest_relative_range ?? 1)), 1e-9) || 1;
+    const step = end / bins, edges = Array.from({length: bins}, (_, i) => i * step);
+    sources.bins.data = {left: edges.map((e) => e + step * .05), right: edges.map((e) => e + step * .95), middle: edges.map((e) => e + step / 2), now: Array.from(now.histogram), before: Array.from(before?.histogram ?? now.histogram),
+      label: edges.map((e) => `${(10 ** e).toPrecision(3)} to ${(10 ** (e + step)).toPrecision(3)}`)};
+    const most = Math.max(1, ...now.histogram, ...(before?.histogram ?? []));
+    setRange(plots.histogram.x_range, [-end * .02, end * 1.02]);
+    setRange(plots.histogram.y_range, [0, most * 1.08]);
+    setTicks(plots.histogram.left[0], 0, most, 2, most < 3 ? [0, 1, 2].filter((v) => v <= most) : undefined, String);
+    setTicks(plots.histogram.below[0], 0, end, 2, logTicks(end).filter((v) => v <= end * 1.02), logLabel);
+
+    for (const [name, across, up] of [["mean_std", "mean", "std"], ["min_max", "min", "max"]]) {
+      const x = padded(...extent(now[across], before?.[across] ?? [])), y = padded(...extent(now[up], before?.[up] ?? []));
+      setRange(plots[name].x_range, x); setRange(plots[name].y_range, y);
+      setTicks(plots[name].below[0], ...x, 2); setTicks(plots[name].left[0], ...y, 3);
+    }
+    describe(layer, part, {now, before, count, setter: label[setter], values, enveloped, low, high});
+    setStyle();
+  }
+
+  // ------------------------------------------------------------------------------------------ words beside the pictures
+  function describe(layer, part, {count, setter, enveloped}) {
+    const keys = (name, items) => $(`[data-keys=${name}]`).replaceChildren(...items.filter(Boolean).map(([text, kind, colour]) => {
+      const key = element("span", text, kind);
+      if (colour) key.style.setProperty("--c", `var(--${colour})`);
+      return key;
+    }));
+    const flagged = (name, sign, word) => part.flags[name].length ? [`${sign} ${part.flags[name].length} ${word}`, `mark ${name === "outliers" ? "outlier" : ""}`] : null;
+    if (data.changes) keys("ranges", [["min, mean, max after", "rule", "box"], ["before", "dotted", "ink-2"], ["difference", "band", "span"]]);
+    else keys("ranges", [["min to max", "", "span"], ["25 to 75 %", "box", "box"], ["mean", "dot", "ink"], ["rounds to 0", "band", "zero"], setter !== undefined && [`◆ ${setter} sets the step`, "mark set"],
+      flagged("outliers", "▲", "outliers"), flagged("starved", "▼", "starved"), flagged("near_dead", "▼", "near dead"), flagged("dead", "✕", "dead"), flagged("nonfinite", "✕", "NaN or infinite")]);
+    keys("relative", [["log scale", "mark plain"], flagged("outliers", "▲", "outliers (above Q3 + 1.5 IQR)".replace("1.5", data.report.thresholds.outlier_iqr)), data.changes && ["before", "rule", "ink-2"]]);
+    keys("levels", [[`dashed: fewer than ${data.report.thresholds.starved_levels} is starved`, "mark plain"], data.changes && ["before", "rule", "ink-2"]]);
+    const note = $("[data-test=envelope]");
+    note.hidden = !enveloped;
+    note.textContent = enveloped ? `Drawn as an envelope of ${count} points over ${part.channels.toLocaleString("en")} channels: each point spans its channels from the smallest minimum to the largest maximum; flagged channels stand alone${part.flags_complete === false ? " as far as there is room, the widest first" : ""}.` : "";
+    const label = (name, text) => plots[name] && $(`#fig-${name}`).setAttribute("aria-label", text);
+    label("ranges", `Minimum, quartiles, mean and maximum of ${words.count(part.channels, "channel")} of ${layer.name}. The table of channels below holds the numbers.`);
+    label("relative", `Relative range of each channel, up to ${words.number(part.largest_relative_range)}, ${words.count(part.flags.outliers.length, "outlier")}.`);
+    label("levels", `Levels of the shared grid for each channel: median ${part.median_levels}, ${part.flags.starved.length} starved.`);
+    label("histogram", `Histogram of the relative ranges of the channels in ${data.channels(0)[0].histogram.length} bins.`);
+    label("mean_std", "Scatter of mean against standard deviation of each channel.");
+    label("min_max", "Scatter of minimum against maximum of each channel.");
+  }
+
+  function setStyle() {
+    if (data.changes) return;
+    const lines = $("[name=style][value=lines]").checked;
+    for (const key of ["min", "max", "mean"]) glyphs[`ranges.line_${key}`].visible = lines;
+    for (const key of ["span", "box"]) glyphs[`ranges.${key}`].visible = !lines;
+  }
+  $$("[name=style]").forEach((input) => input.addEventListener("change", setStyle));
+
+  return {paint, repaint, show: async (index) => { latest = index; await (making ??= embed()); if (latest === index) fill(index); }, plots, sources};
+})();

@@ -1,0 +1,64 @@
+// The page reads without any of this: scripts add selecting, sorting, filtering, figures and downloads. Each widget is one
+// constant, named after its file; the files are joined in one function in the order that report/html.py names.
+const $ = (query, root = document) => root.querySelector(query);
+const $$ = (query, root = document) => [...root.querySelectorAll(query)];
+const root = document.documentElement;
+const narrow = matchMedia("(max-width: 900px)");
+
+function element(tag, text = "", className = "") {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  if (className) made.className = className;
+  return made;
+}
+
+// What Python packed: text or bytes, deflated, in base64.
+async function unpack(id) {
+  const packed = Uint8Array.from(atob($(`#${id}`).textContent), (c) => c.charCodeAt(0));
+  return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate")));
+}
+
+const words = {
+  percent(share) {
+    const value = 100 * share;
+    if (value === 0) return "0\u00a0%";
+    if (value < 1e-4) return "less than 0.0001\u00a0%";
+    return `${value.toFixed(Math.max(0, 1 - Math.floor(Math.log10(value))))}\u00a0%`;
+  },
+  short(value) {
+    for (const [limit, suffix] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) if (value >= limit) return value < 1e12 ? +(value / limit).toPrecision(3) + suffix : value.toExponential(0);
+    return String(+value.toPrecision(3));
+  },
+  number(value) {
+    if (value === null || Number.isNaN(value)) return "n/a";
+    if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
+    const size = Math.abs(value);
+    return (size !== 0 && (size < 1e-3 || size >= 1e5) ? value.toExponential(2) : value.toPrecision(4)).replaceAll("-", "−");
+  },
+  decibels: (value) => value === null ? "n/a" : `${value.toFixed(1)} dB`,
+  count: (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`,
+};
+
+// Channel arrays of the selected layer, as float32 views on one buffer; one set for a report, two for a comparison.
+const data = await (async () => {
+  const [summary, bytes] = await Promise.all([unpack("payload").then((r) => r.json()), unpack("channels").then((r) => r.arrayBuffer())]);
+  const numbers = new Float32Array(bytes);
+  const {document: report, columns, bins, points} = summary;
+  const changes = report.kind === "changes_after_optimization";
+  const series = changes ? ["before", "after"] : ["now"];
+  let start = 0;
+  const starts = points.map((count) => { const at = start; start += series.length * (count * columns.length + bins); return at; });
+  return {
+    report, changes, series, points,
+    layers: report.layers,
+    of: (layer, name) => changes ? layer[name] : layer,
+    channels(index) {
+      const count = points[index];
+      return series.map((_, s) => {
+        const at = starts[index] + s * (count * columns.length + bins);
+        const arrays = Object.fromEntries(columns.map((column, c) => [column, numbers.subarray(at + c * count, at + (c + 1) * count)]));
+        return {...arrays, histogram: numbers.subarray(at + count * columns.length, at + count * columns.length + bins)};
+      });
+    },
+  };
+})();

@@ -1,0 +1,70 @@
+// Sorting and filtering of the rows that the server made.
+const table = (() => {
+  const body = $(".layers > tbody"), heads = $$(".layers > thead th");
+  const search = $("[data-test=filter]"), problems = $("[data-test=problems-only]");
+  const rows = body ? [...body.rows] : [];
+  const byLayer = [];
+  const level = rows.map((row) => +row.cells[1].dataset.v);
+  const texts = rows.map((row) => `${row.cells[2].textContent} ${row.cells[3].textContent}`.toLowerCase());
+  rows.forEach((row) => { byLayer[row.dataset.i] = row; });
+
+  function sort(column, down) {
+    const cell = (row) => row.cells[column];
+    const numeric = rows.length > 0 && "v" in cell(rows[0]).dataset;
+    const key = numeric ? (row) => cell(row).dataset.v === "" ? NaN : +cell(row).dataset.v : (row) => cell(row).textContent;
+    const keyed = rows.map((row, i) => [key(row), i, row]);
+    keyed.sort(([a, i], [b, j]) => {
+      if (Number.isNaN(a) || Number.isNaN(b)) return Number.isNaN(a) - Number.isNaN(b) || i - j;       // n/a stays last
+      return (a < b ? -1 : a > b ? 1 : 0) * (down ? -1 : 1) || i - j;
+    });
+    body.append(...keyed.map(([, , row]) => row));
+    heads.forEach((head, i) => { if (i === column) head.setAttribute("aria-sort", down ? "descending" : "ascending"); else head.removeAttribute("aria-sort"); });
+    $("#layers-title").textContent = column === 0 ? (down ? "Layers, best first" : "Layers, worst first") : "Layers";
+    detail.place();
+  }
+
+  function filter() {
+    const text = search.value.trim().toLowerCase();
+    let shown = 0;
+    rows.forEach((row, i) => { const show = texts[i].includes(text) && (!problems.checked || level[i] > 1); row.hidden = !show; shown += show; });
+    $("[data-test=count]").textContent = shown === rows.length ? words.count(shown, "layer") : `${shown} of ${rows.length}`;
+    $(".empty").hidden = shown > 0;
+    $(".layers > thead").hidden = shown === 0;
+    detail.place();
+  }
+
+  function clear() { search.value = ""; problems.checked = false; filter(); }
+
+  heads.forEach((head, column) => {
+    if (!("sort" in head.dataset)) return;
+    const button = element("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      // words and ranks start with the smallest, measures with the worst
+      const first = column === 1 || column >= 4 && !head.classList.contains("sqnr") && !head.classList.contains("sqnr-channel") && !head.classList.contains("lev") && !head.classList.contains("gain");
+      const sorted = head.getAttribute("aria-sort");
+      sort(column, sorted ? sorted === "ascending" : first);
+    });
+  });
+  search?.addEventListener("input", filter);
+  problems?.addEventListener("change", filter);
+  body?.addEventListener("click", (event) => {
+    const row = event.target.closest("tr");
+    if (!row || row.classList.contains("inline") || event.target.closest(".inline")) return;
+    event.preventDefault();
+    detail.toggle(+row.dataset.i);
+  });
+
+  return {
+    sort, filter, clear, search, problems,
+    row: (layer) => byLayer[layer],
+    visible: () => body ? [...body.rows].filter((row) => !row.hidden && !row.classList.contains("inline")) : [],
+    mark(old, now) {
+      byLayer[old]?.classList.remove("on"); byLayer[old]?.removeAttribute("aria-current");
+      byLayer[now]?.classList.add("on"); byLayer[now]?.setAttribute("aria-current", "true");
+    },
+    columns: () => heads.filter((head) => head.offsetWidth).length,
+  };
+})();
