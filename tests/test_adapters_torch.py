@@ -417,6 +417,15 @@ def test_quantized_modules_are_dequantized_and_say_so() -> None:
     np.testing.assert_array_equal(layer.weight, weight.dequantize().numpy())
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_packed_recurrent_layers_are_named_as_skipped() -> None:
+    model = nn.ModuleDict({"lstm": nn.LSTM(4, 3), "linear": nn.Linear(3, 2)})
+    network = adapters.read(torch.ao.quantization.quantize_dynamic(model, {nn.LSTM, nn.Linear}))
+    assert [layer.name for layer in network.layers] == ["linear"]
+    assert [skipped.name for skipped in network.skipped] == ["lstm"]
+    assert network.parameters == 6
+
+
 class Eighths(Tensor):
     """A weight in steps of 1/8, in the manner of torchao's tensors: it claims to be float32 and holds int8."""
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 import io
 import json
 import mmap
+import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvis.adapters.exported import Call, Program
-from qvis.adapters.tensors import unpickle
+from qvis.adapters.tensors import Source, unpickle
 from qvis.errors import BadArgumentError, QvisError
 
 if TYPE_CHECKING:
@@ -63,25 +65,37 @@ class _Archive:
         roots = {name.partition("/")[0] for name in self.entries}
         if len(roots) == 1 and "models" not in roots:
             self.entries = {name.partition("/")[2]: entry for name, entry in self.entries.items()}
-        with path.open("rb") as file:
-            # Pages come in when a layer is read. Copy on write: what torch is given must look writable.
-            self.memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def json(self, name: str) -> Any:
         return json.loads(self.archive.read(self.entries[name]))
 
-    def bytes(self, name: str) -> memoryview:
-        """The entry's bytes; those of the file itself where they are not compressed, as torch writes them."""
+    def bytes(self, name: str) -> bytes:
+        return self.archive.read(self.entries[name])
+
+    def opener(self, name: str) -> Callable[[], memoryview]:
+        """A function that returns the entry's bytes: those of the file itself, as torch does not compress them."""
         entry = self.entries[name]
         if entry.compress_type != zipfile.ZIP_STORED:
-            return memoryview(bytearray(self.archive.read(entry)))
-        # The local header repeats the name, and may pad it otherwise than the directory says.
-        name_length, extra_length = struct.unpack_from("<HH", self.memory, entry.header_offset + 26)
+            content = self.bytes(name)
+            return lambda: memoryview(bytearray(content))
+        with self.path.open("rb") as file:
+            # The entry's own header repeats its name, and may be padded otherwise than the directory says.
+            file.seek(entry.header_offset + 26)
+            name_length, extra_length = struct.unpack("<HH", file.read(4))
+            size = file.seek(0, os.SEEK_END)
         start = entry.header_offset + 30 + name_length + extra_length
-        found = memoryview(self.memory)[start : start + entry.file_size]
-        if len(found) != entry.file_size:
+        if start + entry.file_size > size:
             raise ValueError(f"{name} reaches beyond the end of the file")
-        return found
+        return partial(_map, self.path, start, entry.file_size)
+
+
+def _map(path: Path, start: int, size: int) -> memoryview:
+    """A part of a file as memory, whose pages come in when they are looked at and go with the last reference."""
+    skipped = start % mmap.ALLOCATIONGRANULARITY
+    with path.open("rb") as file:
+        # Copy on write, only because torch wants memory that could be written.
+        mapped = mmap.mmap(file.fileno(), size + skipped, access=mmap.ACCESS_COPY, offset=start - skipped)
+    return memoryview(mapped)[skipped:]
 
 
 def _load(archive: _Archive) -> Program:
@@ -106,34 +120,39 @@ def _load(archive: _Archive) -> Program:
     return _program(archive.json(model)["graph_module"], weights, constants)
 
 
-def _payload(archive: _Archive, config: str, pickled: str) -> dict[str, Tensor]:
+def _payload(archive: _Archive, config: str, pickled: str) -> dict[str, Source]:
     """The tensors by name: described by a JSON file, or in older files as one pickled dictionary."""
     if config in archive.entries:
-        entries = archive.json(config)["config"]
         folder = config.rpartition("/")[0]
-        blocks: dict[str, memoryview] = {}
         return {
-            name: _tensor(archive, f"{folder}/{entry['path_name']}", entry, blocks)
-            for name, entry in entries.items()
-            if "custom_obj" not in entry["path_name"] and "opaque_obj" not in entry["path_name"]
+            name: _source(archive, f"{folder}/{entry['path_name']}", entry)
+            for name, entry in archive.json(config)["config"].items()
+            if not entry["path_name"].startswith(("custom_obj", "opaque_obj"))
         }
-    tensors: dict[str, Tensor] = _unpickle(archive, pickled) if pickled in archive.entries else {}
-    return tensors
+    held = _unpickle(archive, pickled) if pickled in archive.entries else {}
+    return {name: Source.of(tensor) for name, tensor in held.items()}
 
 
-def _tensor(archive: _Archive, name: str, entry: dict[str, Any], blocks: dict[str, memoryview]) -> Tensor:
+def _source(archive: _Archive, name: str, entry: dict[str, Any]) -> Source:
     import torch
 
     if entry["use_pickle"]:
-        return _unpickle(archive, name)  # type: ignore[no-any-return]
+        return Source.of(_unpickle(archive, name))
     meta = entry["tensor_meta"]
-    dtype = getattr(torch, _DTYPES[meta["dtype"]])
-    sizes, strides = ([int(one["as_int"]) for one in meta[key]] for key in ("sizes", "strides"))
-    data = blocks.setdefault(name, archive.bytes(name))
-    if len(data) < dtype.itemsize:
-        return torch.empty(sizes, dtype=dtype)
-    flat = torch.frombuffer(data, dtype=dtype, count=len(data) // dtype.itemsize)
-    return flat.as_strided(sizes, strides, int(meta["storage_offset"]["as_int"]))
+    dtype: torch.dtype = getattr(torch, _DTYPES[meta["dtype"]])
+    sizes, strides = (tuple(int(one["as_int"]) for one in meta[key]) for key in ("sizes", "strides"))
+    offset = int(meta["storage_offset"]["as_int"])
+    read = archive.opener(name)
+
+    def get() -> Tensor:
+        if 0 in sizes:
+            return torch.empty(sizes, dtype=dtype)
+        data = read()
+        flat = torch.frombuffer(data, dtype=dtype, count=len(data) // dtype.itemsize)
+        return flat.as_strided(sizes, strides, offset)
+
+    get()  # finds out at once whether the sizes fit the bytes
+    return Source(get, (name, dtype, sizes, strides, offset))
 
 
 def _unpickle(archive: _Archive, name: str) -> Any:
@@ -172,9 +191,9 @@ _DTYPES = {
 """The numbers that torch's export format has for types of numbers."""
 
 
-def _program(module: dict[str, Any], weights: dict[str, Tensor], constants: dict[str, Tensor]) -> Program:
+def _program(module: dict[str, Any], weights: dict[str, Source], constants: dict[str, Source]) -> Program:
     origins: dict[str, str] = {}
-    parameters: dict[str, Tensor] = {}
+    parameters: dict[str, Source] = {}
     for spec in module["signature"]["input_specs"]:
         for kind, (key, held) in _INPUTS.items():
             if spec.get(kind):
@@ -182,7 +201,7 @@ def _program(module: dict[str, Any], weights: dict[str, Tensor], constants: dict
                 origins[spec[kind]["arg"]["name"]] = path
                 if held:
                     parameters[path] = weights[path]
-    rest = {path: tensor for path, tensor in {**constants, **weights}.items() if path not in parameters}
+    rest = {path: source for path, source in {**constants, **weights}.items() if path not in parameters}
     program = Program(parameters, rest, origins)
     for node in module["graph"]["nodes"]:
         program.note_modules(_stack(node["metadata"].get("nn_module_stack", "")))

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from qvis.adapters.parts import RULES, Part, known_type
-from qvis.adapters.tensors import Collector, Source, count, framework, identity
+from qvis.adapters.tensors import Collector, Source, framework
 from qvis.layers import Network
 
 if TYPE_CHECKING:
-    from torch import Tensor, fx
+    from torch import fx
     from torch.export import ExportedProgram
 
 
@@ -38,9 +38,9 @@ class Call(NamedTuple):
 class Program:
     """What must be known of an exported program to find its weights."""
 
-    parameters: dict[str, Tensor]
+    parameters: dict[str, Source]
     """By the name they have in the module."""
-    buffers: dict[str, Tensor]
+    buffers: dict[str, Source]
     """All other tensors, constants too."""
     origins: dict[str, str]
     """The parameter or buffer that a value of the graph is."""
@@ -95,14 +95,15 @@ def read(model: Path | ExportedProgram | fx.GraphModule) -> Network:
         program, name = _from_graph(cast("fx.GraphModule", model)), "GraphModule"
     found = Collector()
     roles = _roles(program)
-    for path, tensor in {**program.parameters, **program.buffers}.items():
-        role = roles.get(identity(tensor))
-        if tensor.ndim < 2 or (role is None and path not in program.parameters):
+    for path, source in {**program.parameters, **program.buffers}.items():
+        role = roles.get(source.key)
+        if source.get().ndim < 2 or (role is None and path not in program.parameters):
             continue
         for part in _parts(program, path, role):
-            found.add(part.name_in(path.rpartition(".")[0]), Source.of(tensor), part)
+            found.add(part.name_in(path.rpartition(".")[0]), source, part)
     name = program.types.get("", name).rpartition(".")[2]
-    return found.network(name, framework(), count(program.parameters.values()))
+    parameters = {source.key: source.get().numel() for source in program.parameters.values()}
+    return found.network(name, framework(), sum(parameters.values()))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -145,36 +146,36 @@ class _Role(NamedTuple):
 
 
 def _roles(program: Program) -> dict[Hashable, _Role]:
-    """The first use of each tensor, followed through copies and transpositions."""
-    tensors = {**program.buffers, **program.parameters}
-    values = {value: (tensors[path], False) for value, path in program.origins.items() if path in tensors}
+    """The first use of each tensor by its key, followed through copies and transpositions."""
+    sources = {**program.buffers, **program.parameters}
+    values = {value: (sources[path], False) for value, path in program.origins.items() if path in sources}
     roles: dict[Hashable, _Role] = {}
     for call in program.calls:
         if call.operation in _TRANSPOSES | _COPIES:
-            source = next((values[v] for names in call.tensors.values() for v in names if v in values), None)
-            if source is not None:
-                tensor, flipped = source
-                values[call.result] = (tensor, flipped ^ (call.operation in _TRANSPOSES))
+            origin = next((values[v] for names in call.tensors.values() for v in names if v in values), None)
+            if origin is not None:
+                source, flipped = origin
+                values[call.result] = (source, flipped ^ (call.operation in _TRANSPOSES))
         op, arguments = _USES.get(call.operation, ("", ()))
         for value in (value for argument in arguments for value in call.tensors.get(argument, ())):
             if value in values:
-                tensor, flipped = values[value]
-                role = _role(op, call.numbers, tensor, flipped)
+                source, flipped = values[value]
+                role = _role(op, call.numbers, source.get().ndim, flipped)
                 if role is not None:
-                    roles.setdefault(identity(tensor), role)
+                    roles.setdefault(source.key, role)
     return roles
 
 
-def _role(op: str, numbers: dict[str, int], tensor: Tensor, flipped: bool) -> _Role | None:
+def _role(op: str, numbers: dict[str, int], axes: int, flipped: bool) -> _Role | None:
     groups = numbers.get("groups", 1)
     if op == "MatMul":
-        if tensor.ndim != 2:
+        if axes != 2:
             return None
         return _Role("Linear" if flipped else "MatMul", 1)
     if flipped:
         return None
     if op == "Conv":
-        op = f"Conv{'Transpose' if numbers.get('transposed') else ''}{tensor.ndim - 2}d"
+        op = f"Conv{'Transpose' if numbers.get('transposed') else ''}{axes - 2}d"
     return _Role(op, groups)
 
 
@@ -207,11 +208,11 @@ def _from_export(model: ExportedProgram) -> Program:
         **signature.inputs_to_buffers,
         **signature.inputs_to_lifted_tensor_constants,
     }
-    held = {**_only_tensors(model.constants), **_only_tensors(model.state_dict)}
+    held = _sources({**model.constants, **model.state_dict})
     parameters = set(signature.parameters)
     program = Program(
-        parameters={path: tensor for path, tensor in held.items() if path in parameters},
-        buffers={path: tensor for path, tensor in held.items() if path not in parameters},
+        parameters={path: source for path, source in held.items() if path in parameters},
+        buffers={path: source for path, source in held.items() if path not in parameters},
         origins=names,
     )
     _add_calls(program, model.graph)
@@ -220,18 +221,18 @@ def _from_export(model: ExportedProgram) -> Program:
 
 def _from_graph(model: fx.GraphModule) -> Program:
     program = Program(
-        parameters=dict(model.named_parameters(remove_duplicate=False)),
-        buffers=dict(model.named_buffers(remove_duplicate=False)),
+        parameters=_sources(dict(model.named_parameters(remove_duplicate=False))),
+        buffers=_sources(dict(model.named_buffers(remove_duplicate=False))),
         origins={node.name: str(node.target) for node in model.graph.nodes if node.op == "get_attr"},
     )
     _add_calls(program, model.graph)
     return program
 
 
-def _only_tensors(held: Mapping[str, object]) -> dict[str, Tensor]:
+def _sources(held: Mapping[str, object]) -> dict[str, Source]:
     import torch
 
-    return {path: value for path, value in held.items() if isinstance(value, torch.Tensor)}
+    return {path: Source.of(value) for path, value in held.items() if isinstance(value, torch.Tensor)}
 
 
 def _add_calls(program: Program, graph: fx.Graph) -> None:

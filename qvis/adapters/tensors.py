@@ -90,7 +90,7 @@ class Collector:
         tensor = source.get()
         reason = _obstacle(tensor, name, part.op)
         if reason is not None:
-            self.skipped.setdefault(name, Skipped(name, reason))
+            self.skip(name, reason)
             return
         stored = _stored_type(tensor)
         self.layers[key] = Layer(
@@ -102,6 +102,10 @@ class Collector:
             channels=part.channels,
             notes=source.notes + ((f"dequantized from {stored}",) if stored else ()),
         )
+
+    def skip(self, name: str, reason: str) -> None:
+        """Say why a weight is not among the layers."""
+        self.skipped.setdefault(name, Skipped(name, reason))
 
     def network(self, name: str, framework: str, parameters: int) -> Network:
         """What was gathered, in the order it came."""
@@ -141,6 +145,8 @@ def _obstacle(tensor: Tensor, name: str, op: str) -> str | None:
         return f"has no elements, shape {tuple(tensor.shape)}"
     if tensor.dtype.is_complex:
         return f"is complex ({_name(tensor.dtype)}), and qvis reads real weights"
+    if tensor.dtype.is_floating_point and tensor.dtype.itemsize == 1 and "float8" not in str(tensor.dtype):
+        return f"packs several numbers into a byte ({_name(tensor.dtype)}), which PyTorch cannot convert"
     if _stored_type(tensor) is None and not tensor.dtype.is_floating_point:
         return f"holds integers ({_name(tensor.dtype)}) that do not say how to turn them back into weights"
     return None

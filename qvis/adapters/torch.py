@@ -39,8 +39,14 @@ def read(model: nn.Module) -> Network:
     with torch.no_grad():
         for name, module in _walk(model):
             sources = dict(_sources(module))
-            for part in _parts(module, sources):
+            parts = list(_parts(module, sources))
+            for part in parts:
                 found.add(part.name_in(name), sources[part.tensor], part)
+            op = _layer_type(module)
+            if op is not None and not parts:
+                found.skip(
+                    name or "(root)", f"is a {op} that keeps its weights where they cannot be read, such as packed"
+                )
             parameters += _ingredients(module)
     return found.network(_type_name(_unwrap(model)), framework(), count(parameters))
 
@@ -71,7 +77,9 @@ def _unwrap(module: nn.Module) -> nn.Module:
 
 def _type_name(module: nn.Module) -> str:
     """The class's name; of a scripted module, that of the class it was made from."""
-    return str(getattr(module, "original_name", "")) if _is_scripted(module) else type(module).__name__
+    from torch.nn.utils.parametrize import type_before_parametrizations
+
+    return str(module.original_name) if _is_scripted(module) else type_before_parametrizations(module).__name__
 
 
 def _is_scripted(module: nn.Module) -> bool:
@@ -96,8 +104,7 @@ def _sources(module: nn.Module) -> Iterator[tuple[str, Source]]:
     kept = {**module._buffers, **module.__dict__}
     if "weight" in kept and _is_tensor(kept["weight"]) and "weight" not in computed:
         yield "weight", Source.of(kept["weight"])  # a weight that was made a constant
-    elif callable(getattr(type(module), "weight", None)):
-        yield from _packed(module)
+    yield from _packed(module)
 
 
 def _computed(module: nn.Module) -> Iterator[tuple[str, tuple[Source, tuple[str, ...]]]]:
@@ -157,7 +164,7 @@ def _twin(module: nn.Module) -> nn.Module:
 
 def _packed(module: nn.Module) -> Iterator[tuple[str, Source]]:
     """The weight of a module of ``torch.ao.nn.quantized``, which unpacks it in a method."""
-    if type(module).__module__.startswith("torch.ao.nn."):
+    if type(module).__module__.startswith("torch.ao.nn.") and callable(getattr(type(module), "weight", None)):
         yield "weight", Source(module.weight, (id(module), "weight"))  # type: ignore[arg-type]
 
 
@@ -169,7 +176,8 @@ def _is_tensor(value: object) -> bool:
 
 def _ingredients(module: nn.Module) -> list[Tensor]:
     """The module's own parameters; for a computed weight, those it is computed from."""
-    own = [one for one in module._parameters.values() if one is not None]
+    own: list[Tensor] = [one for one in module._parameters.values() if one is not None]
+    own += [source.get() for _, source in _packed(module)]
     return own + [one for steps in getattr(module, "parametrizations", {}).values() for one in steps.parameters()]
 
 
