@@ -398,6 +398,8 @@ def test_a_property_that_raises_and_an_uncopyable_member_do_no_harm() -> None:
         def weight(self) -> Tensor:
             raise RuntimeError("not to be asked")
 
+        groups = parametrizations = original_name = weight
+
     assert only(Odd()).name == "linear"
 
 

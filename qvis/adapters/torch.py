@@ -13,6 +13,7 @@ from qvis.layers import Network
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.nn.utils.parametrize import ParametrizationList
 
 
 def handles(model: object) -> bool:
@@ -44,9 +45,7 @@ def read(model: nn.Module) -> Network:
                 found.add(part.name_in(name), sources[part.tensor], part)
             op = _layer_type(module)
             if op is not None and not parts:
-                found.skip(
-                    name or "(root)", f"is a {op} that keeps its weights where they cannot be read, such as packed"
-                )
+                found.skip(name or "(root)", f"is a {op} that keeps its weights packed or elsewhere")
             parameters += _ingredients(module)
     return found.network(_type_name(_unwrap(model)), framework(), count(parameters))
 
@@ -57,13 +56,11 @@ def read(model: nn.Module) -> Network:
 
 def _walk(module: nn.Module, name: str = "", above: frozenset[int] = frozenset()) -> Iterator[tuple[str, nn.Module]]:
     """Every module under every name it has. Unlike ``named_modules``, ends where a module contains itself."""
-    from torch.nn.utils.parametrize import is_parametrized
-
     module = _unwrap(module)
     yield name, module
     above = above | {id(module)}
     for child_name, child in module._modules.items():
-        hidden = child_name == "parametrizations" and is_parametrized(module)
+        hidden = child_name == "parametrizations" and _parametrizations(module)
         if child is not None and not hidden and id(child) not in above:
             yield from _walk(child, f"{name}.{child_name}" if name else child_name, above)
 
@@ -77,9 +74,10 @@ def _unwrap(module: nn.Module) -> nn.Module:
 
 def _type_name(module: nn.Module) -> str:
     """The class's name; of a scripted module, that of the class it was made from."""
-    from torch.nn.utils.parametrize import type_before_parametrizations
-
-    return str(module.original_name) if _is_scripted(module) else type_before_parametrizations(module).__name__
+    if _is_scripted(module):
+        return str(module.original_name)
+    cls = type(module)
+    return cls.__bases__[0].__name__ if _parametrizations(module) else cls.__name__
 
 
 def _is_scripted(module: nn.Module) -> bool:
@@ -109,7 +107,6 @@ def _sources(module: nn.Module) -> Iterator[tuple[str, Source]]:
 
 def _computed(module: nn.Module) -> Iterator[tuple[str, tuple[Source, tuple[str, ...]]]]:
     """Tensors that the module recomputes at each use, with the names of the parameters they are made from."""
-    from torch.nn.utils.parametrize import is_parametrized
     from torch.nn.utils.prune import BasePruningMethod
     from torch.nn.utils.spectral_norm import SpectralNorm
     from torch.nn.utils.weight_norm import WeightNorm
@@ -117,10 +114,9 @@ def _computed(module: nn.Module) -> Iterator[tuple[str, tuple[Source, tuple[str,
     def source(name: str, get: Callable[[], Tensor], how: str) -> Source:
         return Source(get, (id(module), name), (f"computed from its parameters by {how}",))
 
-    if is_parametrized(module):
-        for name, steps in module.parametrizations.items():  # type: ignore[union-attr,operator]
-            how = ", ".join(type(step).__name__.strip("_") for step in steps)
-            yield name, (source(name, partial(_evaluate, steps), how), ())
+    for name, steps in _parametrizations(module).items():
+        how = ", ".join(type(step).__name__.strip("_") for step in steps)
+        yield name, (source(name, partial(_evaluate, steps), how), ())
     # The attribute that these hooks set is only as fresh as the last forward pass, so that it is computed anew.
     for hook in getattr(module, "_forward_pre_hooks", {}).values():
         if isinstance(hook, WeightNorm):
@@ -133,6 +129,15 @@ def _computed(module: nn.Module) -> Iterator[tuple[str, tuple[Source, tuple[str,
         elif isinstance(hook, BasePruningMethod):
             name = hook._tensor_name
             yield name, (source(name, partial(hook.apply_mask, module), "pruning"), (f"{name}_orig",))
+
+
+def _parametrizations(module: nn.Module) -> dict[str, ParametrizationList]:
+    """The parametrized tensors of a module, by name. Looks them up without asking a property of the user's."""
+    from torch.nn.utils.parametrize import ParametrizationList
+
+    held = dict(module._modules.items()).get("parametrizations")
+    children = {} if held is None else dict(held._modules.items())
+    return {name: child for name, child in children.items() if isinstance(child, ParametrizationList)}
 
 
 def _evaluate(steps: nn.Module) -> Tensor:
@@ -178,7 +183,7 @@ def _ingredients(module: nn.Module) -> list[Tensor]:
     """The module's own parameters; for a computed weight, those it is computed from."""
     own: list[Tensor] = [one for one in module._parameters.values() if one is not None]
     own += [source.get() for _, source in _packed(module)]
-    return own + [one for steps in getattr(module, "parametrizations", {}).values() for one in steps.parameters()]
+    return own + [one for steps in _parametrizations(module).values() for one in steps.parameters()]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -190,7 +195,7 @@ def _parts(module: nn.Module, tensors: dict[str, Source]) -> Iterator[Part]:
     op = _layer_type(module)
     ruled: dict[str, list[Part] | None] = {}
     if op is not None:
-        groups = int(getattr(module, "groups", 1))
+        groups = int(module.groups) if op.startswith("ConvTranspose") else 1  # type: ignore[arg-type]
         ruled = {name: RULES[op](op, name, groups) for name in tensors}
     for parts in ruled.values():
         yield from parts or ()
