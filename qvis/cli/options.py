@@ -1,0 +1,84 @@
+"""Arguments and options that several commands share, and what they are turned into."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from enum import Enum
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qvis.errors import BadArgumentError
+
+if TYPE_CHECKING:
+    from qvis.layers import Thresholds
+
+MODEL_HELP = "A .pt2 file, package.module:factory, or file.py:factory."
+
+
+class Kind(str, Enum):
+    """Which of the two reports on one model."""
+
+    relative = "relative"
+    weights = "weights"
+
+
+class Format(str, Enum):
+    """What a report can be written as."""
+
+    html = "html"
+    json = "json"
+    md = "md"
+
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
+Weights = Annotated[
+    Path | None,
+    typer.Option("--weights", metavar="FILE", help="Weights for the factory's model: .safetensors, .pt, .pth, ..."),
+]
+OutDir = Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="The folder to write to; made when missing.")]
+Layers = Annotated[
+    list[str] | None,
+    typer.Option("--layers", metavar="PATTERN", help="Only these layers, such as 'features.*'. Repeat it for more."),
+]
+Bits = Annotated[int, typer.Option("--bits", min=2, max=16, help="Width of the integer grid to judge for.")]
+KindOption = Annotated[Kind, typer.Option("--kind", help="Which figures come first.")]
+Name = Annotated[str | None, typer.Option("--name", help="What the report calls the model.")]
+Formats = Annotated[list[Format], typer.Option("--format", help="What to write. Repeat it for more.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the JSON report instead of the table.")]
+Open = Annotated[bool, typer.Option("--open", help="Show the page in the browser.")]
+All = Annotated[bool, typer.Option("--all", help="Print all rows of the table.")]
+# The defaults stand in Thresholds, which would load NumPy; a test holds the two together.
+WatchDb = Annotated[
+    float | None, typer.Option(help="Watch a layer when a quarter of its channels keep fewer dB. [default: 30]")
+]
+ProblemDb = Annotated[float | None, typer.Option(help="It is a problem below this. [default: 20]")]
+StarvedLevels = Annotated[
+    int | None, typer.Option(min=1, help="A channel with fewer levels of the shared grid is starved. [default: 8]")
+]
+
+
+def make_thresholds(watch_db: float | None, problem_db: float | None, starved_levels: int | None) -> Thresholds:
+    """The default thresholds with those replaced that were given."""
+    from qvis.layers import Thresholds
+
+    given = {"watch_db": watch_db, "problem_db": problem_db, "starved_levels": starved_levels}
+    assert given.keys() <= {field.name for field in fields(Thresholds)}
+    for name, value in given.items():
+        if value is not None and not isfinite(value):
+            raise BadArgumentError(f"--{name.replace('_', '-')}: got {value}, expected a finite number")
+    thresholds = replace(Thresholds(), **{name: value for name, value in given.items() if value is not None})
+    if thresholds.problem_db > thresholds.watch_db:
+        raise BadArgumentError(
+            f"--problem-db: got {thresholds.problem_db:g}, expected at most --watch-db ({thresholds.watch_db:g}),"
+            " since a problem is worse than what is to be watched"
+        )
+    return thresholds
+
+
+def check_open(open_page: bool, formats: list[Format]) -> None:
+    """Refuse early to open a page that will not be written."""
+    if open_page and Format.html not in formats:
+        raise BadArgumentError("--open: needs the page, expected '--format html' as well")

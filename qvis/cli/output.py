@@ -1,0 +1,30 @@
+"""What every command prints on stdout."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qvis.report import Report
+    from qvis.report.document import Document
+
+
+def print_table(document: Document, all_rows: bool = False) -> None:
+    """The table; plain text of 80 columns where stdout is no terminal."""
+    from rich.console import Console
+
+    from qvis.report.terminal import print_document
+
+    print_document(document, Console(highlight=False), all_rows=all_rows)
+
+
+def print_report(report: Report, document: Document, *, as_json: bool, all_rows: bool) -> None:
+    """A report that has been written: its JSON alone, or the table and then a path on each line."""
+    paths = [str(path) for path in report.paths.values()]
+    if as_json:
+        print(report.to_json())
+        print(*(f"wrote {path}" for path in paths), sep="\n", file=sys.stderr)
+    else:
+        print_table(document, all_rows)
+        print("", *paths, sep="\n")

@@ -1,0 +1,77 @@
+"""How far the work has come: a bar on stderr, for people only, and only where there is time to read it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from threading import Timer
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from qvis.layers import Layer
+
+AFTER_SECONDS = 0.5
+"""Shorter work shows nothing."""
+
+
+class Work:
+    """A stretch of work that shows a bar once it has taken :data:`AFTER_SECONDS`; silent when not on a terminal.
+
+    >>> with Work() as work:
+    ...     work.say("Loading the model")
+    ...     analysis = analyze(model, progress=work.layers)
+    """
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._timer: Timer | None = None
+
+    def __enter__(self) -> Work:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                console=Console(stderr=True),
+                transient=True,
+                redirect_stdout=False,
+            )
+            self._timer = Timer(AFTER_SECONDS, self._bar.start)
+            self._timer.daemon = True
+            self._timer.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        if self._bar is not None and self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()
+            if self._bar.live.is_started:
+                self._bar.stop()
+
+    def say(self, what: str) -> None:
+        """Name what is done now, when it is not known how long it takes."""
+        if self._bar is not None:
+            self._clear(self._bar)
+            self._bar.add_task(what, total=None)
+
+    def layers(self, layers: Sequence[Layer]) -> Iterator[Layer]:
+        """Yield the layers and move the bar; for the argument ``progress`` of the functions of qvis."""
+        if self._bar is None:
+            yield from layers
+            return
+        self._clear(self._bar)
+        task = self._bar.add_task("Reading layers", total=len(layers))
+        for layer in layers:
+            yield layer
+            self._bar.advance(task)
+
+    @staticmethod
+    def _clear(bar: Progress) -> None:
+        for task in bar.task_ids:
+            bar.remove_task(task)

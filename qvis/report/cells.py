@@ -1,0 +1,155 @@
+"""What stands in the cells of a table in plain text: one set of columns for the terminal and for Markdown."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+from qvis.report.document import Document
+from qvis.words import count, percent, short
+
+SIGNS = {"ok": "○", "watch": "▲", "problem": "◆", "unusable": "✕"}
+"""A shape for each severity, as on the page; always beside the word."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table of layers."""
+
+    title: str
+    cell: Callable[[dict[str, Any]], str]
+    """From a layer of the document to the text of its cell."""
+    keep: int = 99
+    """Where space is short, columns with the lowest number go first."""
+    right: bool = False
+    """Whether numbers stand here, flush right."""
+
+
+def columns(document: Document) -> tuple[Column, ...]:
+    """The columns that suit the document, without the severity, which each output shows in its own way."""
+    return CHANGES if is_changes(document) else LAYERS
+
+
+def is_changes(document: Document) -> bool:
+    """Whether the document compares two models."""
+    return bool(document["kind"] == "changes_after_optimization")
+
+
+def ranked(document: Document) -> list[dict[str, Any]]:
+    """The layers, worst first."""
+    return sorted(document["layers"], key=lambda layer: int(layer["rank"]))
+
+
+def left_out(document: Document) -> list[tuple[str, list[dict[str, str]]]]:
+    """What the report says nothing about, under the headings of the page; those without an entry are left away."""
+    groups = [("Not compared", document.get("unmatched", [])), ("Not read", document["skipped"])]
+    return [(heading, items) for heading, items in groups if items]
+
+
+def visible(text: str) -> str:
+    r"""``text`` on one line, with all that is invisible or steers a terminal spelled out.
+
+    >>> visible("conv\n\x1b[2J")
+    'conv\\n\\x1b[2J'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    # categories C* and Z*: control characters, changes of the writing direction, lone surrogates, line separators
+    return "".join(
+        char if char == " " or unicodedata.category(char)[0] not in "CZ" else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def shorten(text: str, width: int) -> str:
+    """At most ``width`` characters, cut in the middle: the end of a layer's name tells most.
+
+    >>> shorten("backbone.stages.3.blocks.11.conv", 20)
+    'backbo…locks.11.conv'
+    """
+    if len(text) <= width:
+        return text
+    head = max(0, width - 1) // 3
+    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
+
+
+def severity(layer: dict[str, Any], signs: bool = True) -> str:
+    """``◆ problem``, or ``◆ problem → ▲ watch`` where it changed."""
+    levels = [layer["severity"]]
+    if layer.get("severity_before", levels[0]) != levels[0]:
+        levels.insert(0, layer["severity_before"])
+    return " → ".join(f"{SIGNS[level]} {level}" if signs else level for level in levels)
+
+
+def findings(layer: dict[str, Any]) -> str:
+    """How many channels each finding is about: ``12 starved, 1 near dead``."""
+    words = (
+        ("nonfinite", "not finite"),
+        ("starved", "starved"),
+        ("outliers", "outlier"),
+        ("near_dead", "near dead"),
+        ("dead", "dead"),
+    )
+    flags = layer["flags"]
+    return ", ".join(
+        count(len(flags[kind]), word) if kind == "outliers" else f"{len(flags[kind])} {word}"
+        for kind, word in words
+        if flags[kind]
+    )
+
+
+def _name(layer: dict[str, Any]) -> str:
+    return visible(layer["name"])
+
+
+def _op(layer: dict[str, Any]) -> str:
+    return visible(layer["op"])
+
+
+def _shape(layer: dict[str, Any]) -> str:
+    return "×".join(map(str, layer.get("after", layer)["shape"]))
+
+
+def _noise(layer: dict[str, Any]) -> str:
+    return percent(layer["noise_share"]) if isfinite(layer["noise_share"]) else "n/a"
+
+
+def _relative(layer: dict[str, Any]) -> str:
+    return short(layer["largest_relative_range"]) if isfinite(layer["largest_relative_range"]) else "n/a"
+
+
+def _decibels(value: float) -> str:
+    return "n/a" if value != value else "∞" if value > 1e9 else f"{value:.1f}"
+
+
+def _gain(layer: dict[str, Any]) -> str:
+    gain: float = layer["gain_db"]
+    if layer["verdict"] in ("same", "unchanged") or not isfinite(gain):
+        return str(layer["verdict"])
+    return f"{gain:+.1f} dB".replace("-", "−")
+
+
+LAYERS = (
+    Column("Layer", _name),
+    Column("Op", _op, keep=5),
+    Column("Shape", _shape, keep=4),
+    Column("Rounding noise", _noise, right=True),
+    Column("SQNR tensor", lambda layer: _decibels(layer["sqnr_tensor_db"]), keep=6, right=True),
+    Column("SQNR channel", lambda layer: _decibels(layer["sqnr_channel_db"]), keep=7, right=True),
+    Column("Relative range", _relative, keep=3, right=True),
+    Column("Median levels", lambda layer: f"{layer['median_levels']:g}", keep=2, right=True),
+    Column("Findings", findings, keep=1),
+)
+CHANGES = (
+    Column("Layer", _name),
+    Column("Op", _op, keep=4),
+    Column("Shape", _shape, keep=3),
+    Column("Change", _gain, right=True),
+    Column("Noise before", lambda layer: _noise(layer["before"]), keep=6, right=True),
+    Column("Noise after", lambda layer: _noise(layer["after"]), keep=7, right=True),
+    Column("Range before", lambda layer: _relative(layer["before"]), keep=1, right=True),
+    Column("Range after", lambda layer: _relative(layer["after"]), keep=2, right=True),
+)
