@@ -2,19 +2,23 @@
 
     python examples/train_digits.py --output digits.safetensors
 
-Every fifth picture is held out: those whose index is divisible by 5. They are never trained on, and nothing is chosen by
-them: the weights that are kept are those after the last step. The same machine with the same versions of PyTorch and
-scikit-learn writes the same file every time. Needs ``pip install "qvis[torch]" scikit-learn``.
+Every fifth picture is held out: those whose index is divisible by 5. They are never trained on, and the weights that
+are kept are those after the last step. The settings below were chosen by trainings that held out another fifth. The
+same people wrote the held-out digits and the others: expect less on the digits of strangers.
+
+The same machine with the same versions of PyTorch and scikit-learn writes the same file every time. Needs
+``pip install "qvis[torch]" scikit-learn``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,7 +28,7 @@ from qvis.adapters.digits import DigitsNet
 SEED = 0
 EPOCHS = 60
 BATCH = 64
-LEARNING_RATE = 4e-3
+LEARNING_RATE = 1e-2
 WEIGHT_DECAY = 5e-2
 EVERY = 5
 
@@ -75,6 +79,16 @@ def count_correct(model: nn.Module, pictures: Tensor, digits: Tensor) -> int:
     return int((model(pictures).argmax(dim=1) == digits).sum())
 
 
+def sort_metadata(file: bytes) -> bytes:
+    """The same safetensors file with its metadata in alphabetical order; it comes in another order each time."""
+    size = int.from_bytes(file[:8], "little")
+    header = json.loads(file[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)  # the tensors begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + file[8 + size :]
+
+
 def main() -> None:
     """Train, measure on the held-out pictures, save."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -104,7 +118,7 @@ def main() -> None:
         "seed": str(SEED),
         "torch": torch.__version__,
     }
-    save_file(state, output, metadata)
+    output.write_bytes(sort_metadata(save(state, metadata)))
     print(f"wrote {output}, {output.stat().st_size / 1000:.0f} kB")
 
 

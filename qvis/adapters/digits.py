@@ -1,8 +1,8 @@
 """The model that comes with qvis: a small network that reads handwritten digits, for the demo, tests and first steps.
 
-``examples/train_digits.py`` trained it. :class:`DigitsNet` looks like MobileNetV2 in small, so that a report on it shows
-what reports on bigger models show: ordinary, depthwise and pointwise convolutions, BatchNorm, ReLU, residual additions
-and a Linear layer. On a command line it is ``qvis.adapters.digits:load_digits_model``.
+``examples/train_digits.py`` trained it. :class:`DigitsNet` is built like a small MobileNetV2, so that a report on it
+has what reports on bigger models have: ordinary, depthwise and pointwise convolutions, BatchNorm, ReLU, residual
+additions and a Linear layer. On a command line it is ``qvis.adapters.digits:load_digits_model``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WEIGHTS = "models/digits.safetensors"
 
 STEM = 24
 """Channels after the first convolution."""
-BLOCKS = ((24, 1), (40, 2), (40, 1), (64, 2), (64, 1))
+BLOCKS = ((24, 1), (24, 1), (48, 2), (48, 1), (48, 1))
 """Output channels and stride of each block. A block that changes neither adds its input to its output."""
 EXPANSION = 2
 """How many times more channels a block has inside than it is given."""
@@ -146,4 +146,4 @@ def _fold(model: nn.Module) -> None:
         for (conv_name, conv), (norm_name, norm) in pairwise(list(sequence.named_children())):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 sequence.register_module(conv_name, fuse_conv_bn_eval(conv, norm))
-                sequence.register_module(norm_name, nn.Identity())
+                sequence.register_module(norm_name, nn.Identity().eval())
