@@ -1,0 +1,112 @@
+"""How Sphinx builds these pages. Nothing is fetched, and no framework needs to be installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+from typer.testing import CliRunner
+
+from qvis.adapters.parts import RULES
+from qvis.cli import app as command_line
+from qvis.version import __version__
+
+project = "qvis"
+author = "The qvis developers"
+copyright = "The qvis developers"  # noqa: A001
+version = release = __version__
+
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"qvis {release}"
+html_show_copyright = False
+html_show_sourcelink = False
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+python_use_unqualified_type_names = True
+maximum_signature_line_length = 80
+napoleon_use_ivar = True
+# docstrings write the absolute value of a weight as |w|, which reST would take for a substitution
+rst_prolog = r".. |w| replace:: \|w\|"
+
+PARAMETERS = {
+    "MultiheadAttention": ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
+    "RNN": ("weight_ih_l0", "weight_hh_l0"),
+    "GRU": ("weight_ih_l0", "weight_hh_l0"),
+    "LSTM": ("weight_ih_l0", "weight_hh_l0", "weight_hr_l0"),
+    "RNNCell": ("weight_ih", "weight_hh"),
+    "GRUCell": ("weight_ih", "weight_hh"),
+    "LSTMCell": ("weight_ih", "weight_hh"),
+}
+"""The weights of layers that have others than ``weight``."""
+
+SCREENSHOT = "images/report.png"
+
+
+class SupportedLayers(SphinxDirective):
+    """A table of the layer types that have a rule, made from the rules themselves."""
+
+    def run(self) -> list[nodes.Node]:
+        lines = [".. list-table::", "   :header-rows: 1", "   :widths: 24 32 44", ""]
+        for row in (("Layer", "Weight", "Output channels"), *_rows_of_rules()):
+            lines += [f"   {'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(row)]
+        node = nodes.container()
+        self.state.nested_parse(StringList(lines, source=__file__), self.content_offset, node)
+        return node.children
+
+
+class CommandHelp(SphinxDirective):
+    """What ``qvis COMMAND --help`` prints; without an argument, what ``qvis --help`` does."""
+
+    optional_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        result = CliRunner().invoke(
+            command_line, [*self.arguments, "--help"], prog_name="qvis", env={"NO_COLOR": "1"}, terminal_width=80
+        )
+        if result.exit_code != 0:
+            raise self.error(f"qvis {' '.join(self.arguments)} --help failed: {result.output}")
+        return [nodes.literal_block(result.stdout, result.stdout.strip(), language="text")]
+
+
+class ReportScreenshot(SphinxDirective):
+    """The picture of a report, once there is one."""
+
+    def run(self) -> list[nodes.Node]:
+        if not (Path(__file__).parent / SCREENSHOT).is_file():
+            return []
+        lines = [f".. image:: {SCREENSHOT}", "   :alt: A report: the verdict, an overview of all layers, and a table"]
+        node = nodes.container()
+        self.state.nested_parse(StringList(lines, source=__file__), self.content_offset, node)
+        return node.children
+
+
+def _rows_of_rules() -> Iterator[tuple[str, str, str]]:
+    for op, rule in RULES.items():
+        if op == "MatMul":  # no layer, but an operation in the graph of an exported program
+            continue
+        for name in PARAMETERS.get(op, ("weight",)):
+            parts = rule(op, name, 1) or []
+            grouped = rule(op, name, 2) or []
+            if not parts:
+                raise ValueError(f"the rule of {op} knows no {name}; see PARAMETERS in {Path(__file__).name}")
+            channels = parts[0].channels
+            if grouped[0].channels != channels:
+                channels += f"; {grouped[0].channels} when grouped"
+            labels = [part.label for part in parts if part.label]
+            if labels:
+                channels = f"axis 0, in {len(labels)} parts: {', '.join(labels)}"
+            yield f"``{op}``", f"``{name}``", channels
+
+
+def setup(app: Sphinx) -> None:
+    """Add the directives."""
+    app.add_directive("supported-layers", SupportedLayers)
+    app.add_directive("command-help", CommandHelp)
+    app.add_directive("report-screenshot", ReportScreenshot)
