@@ -99,11 +99,11 @@ class Report:
         }
         folder = Path(out_dir)
         targets = {name: folder / f"{self._document['kind']}.{name}" for name in formats}
-        _make_folder(folder)
+        make_folder(folder)
         for name, target in targets.items():
-            _refuse_foreign(target, MARKS[name])
+            refuse_foreign(target, MARKS[name])
         texts = {name: render[name]() for name in formats}
-        _write_all({targets[name]: text for name, text in texts.items()})
+        write_all({targets[name]: text for name, text in texts.items()})
         self.paths = targets
         return self
 
@@ -130,7 +130,8 @@ class Report:
         )
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make the folder to write to, with those above it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -139,7 +140,7 @@ def _make_folder(folder: Path) -> None:
         raise OutputError(f"out_dir: cannot make {str(folder)!r}: {error.strerror}; choose another folder") from error
 
 
-def _refuse_foreign(path: Path, mark: bytes) -> None:
+def refuse_foreign(path: Path, mark: bytes) -> None:
     """Never overwrite what somebody else wrote."""
     try:
         with path.open("rb") as file:
@@ -154,7 +155,7 @@ def _refuse_foreign(path: Path, mark: bytes) -> None:
         )
 
 
-def _write_all(files: dict[Path, str]) -> None:
+def write_all(files: dict[Path, str]) -> None:
     """Write beside the targets first, then rename, so that a failure leaves no half file behind."""
     written: list[tuple[str, Path]] = []
     target = Path()
