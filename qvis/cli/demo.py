@@ -9,7 +9,14 @@ from pathlib import Path
 from qvis.cli.options import OutDir
 from qvis.cli.progress import Work
 
-EXAMPLES = ("qvis demo", "qvis demo -o /tmp/demo")
+EXAMPLES = ("qvis demo", "qvis demo -o review")
+
+TITLE = "DigitsNet"
+TRAINED, FOLDED = f"{TITLE} as trained", f"{TITLE} with BatchNorm folded"
+LEAD = (
+    "A small network that reads handwritten digits comes with qvis. Before it is quantized, each BatchNorm is folded"
+    " into the convolution before it, which leaves what it computes as it is, but not the weights that are rounded."
+)
 
 
 def demo(out: OutDir = Path("qvis-report")) -> None:
@@ -19,12 +26,26 @@ def demo(out: OutDir = Path("qvis-report")) -> None:
     """
     with Work() as work:
         work.say("Loading")
-        from qvis.report.index import write_demo
+        from qvis.adapters.digits import load_digits_model
+        from qvis.analysis import analyze
+        from qvis.analysis.comparison import compare
+        from qvis.report import Report
+        from qvis.report.document import summarize, summarize_changes
+        from qvis.report.index import check_index, write_index
 
-        reports, index = write_demo(out, progress=work.layers)
-    for report in reports:
+        check_index(out)
+        trained = analyze(load_digits_model(), name=TRAINED, progress=work.layers)
+        folded = analyze(load_digits_model(folded=True), name=FOLDED, progress=work.layers)
+        work.say("Writing")
+        comparison = compare(trained, folded)
+        relative, weights = (summarize(trained, kind) for kind in ("relative_weight_ranges", "weight_ranges"))
+        changes = summarize_changes(comparison)
+        written = [Report(document, trained.layers).write(out) for document in (relative, weights)]
+        written.append(Report(changes, comparison.layers).write(out))
+        index = write_index(out, [relative, weights, changes], title=TITLE, lead=LEAD)
+    for report in written:
         print(f"{report.path}: {report.verdict}")
-    print(f"{index}: links them\n\nOpen it with: {opener()} {shlex.quote(str(index))}")
+    print(f"{index}: links them all\n\nOpen it with: {opener()} {shlex.quote(str(index))}")
 
 
 def opener() -> str:

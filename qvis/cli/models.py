@@ -19,7 +19,7 @@ def open_model(spec: str, weights: Path | None = None, *, argument: str = "MODEL
     path = Path(spec)
     if path.exists():
         if path.suffix == ".py":
-            raise BadArgumentError(f"{argument}: {spec!r} is code; name what makes the model in it, as in '{spec}:make'")
+            raise BadArgumentError(f"{argument}: {spec!r} is code; name what makes the model, as in '{spec}:make'")
         if weights is not None:
             raise BadArgumentError(f"{option}: {spec!r} holds its own weights; leave the option out, or give a factory")
         return path
@@ -37,8 +37,6 @@ def labels(old: tuple[str, Path | None], new: tuple[str, Path | None]) -> tuple[
     >>> labels(("net.py:make", None), ("net.py:make", Path("tuned.safetensors")))
     ('make', 'tuned.safetensors')
     """
-    short_old, short_new = (weights.name if weights else Path(spec.rpartition(":")[2]).name for spec, weights in (old, new))
-    if short_old != short_new:
-        return short_old, short_new
-    long_old, long_new = (str(weights) if weights else spec for spec, weights in (old, new))
-    return long_old, long_new
+    typed_old, typed_new = (spec if weights is None else str(weights) for spec, weights in (old, new))
+    short_old, short_new = (Path(typed.rpartition(":")[2]).name for typed in (typed_old, typed_new))
+    return (short_old, short_new) if short_old != short_new else (typed_old, typed_new)

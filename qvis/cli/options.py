@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from enum import Enum
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -65,11 +65,11 @@ def make_thresholds(watch_db: float | None, problem_db: float | None, starved_le
     from qvis.layers import Thresholds
 
     given = {"watch_db": watch_db, "problem_db": problem_db, "starved_levels": starved_levels}
-    assert given.keys() <= {field.name for field in fields(Thresholds)}
     for name, value in given.items():
         if value is not None and not isfinite(value):
             raise BadArgumentError(f"--{name.replace('_', '-')}: got {value}, expected a finite number")
-    thresholds = replace(Thresholds(), **{name: value for name, value in given.items() if value is not None})
+    changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    thresholds = replace(Thresholds(), **changed)
     if thresholds.problem_db > thresholds.watch_db:
         raise BadArgumentError(
             f"--problem-db: got {thresholds.problem_db:g}, expected at most --watch-db ({thresholds.watch_db:g}),"

@@ -44,9 +44,9 @@ def ranked(document: Document) -> list[dict[str, Any]]:
 
 
 def left_out(document: Document) -> list[tuple[str, list[dict[str, str]]]]:
-    """What the report says nothing about, under the headings of the page; those without an entry are left away."""
-    groups = [("Not compared", document.get("unmatched", [])), ("Not read", document["skipped"])]
-    return [(heading, items) for heading, items in groups if items]
+    """What the report says nothing about, under a heading each; nothing is left out in silence."""
+    groups = [("Not compared", "layer", document.get("unmatched", [])), ("Not read", "tensor", document["skipped"])]
+    return [(f"{heading}: {count(len(items), noun)}", items) for heading, noun, items in groups if items]
 
 
 def visible(text: str) -> str:
@@ -127,7 +127,8 @@ def _decibels(value: float) -> str:
 
 def _gain(layer: dict[str, Any]) -> str:
     gain: float = layer["gain_db"]
-    if layer["verdict"] in ("same", "unchanged") or not isfinite(gain):
+    # a layer may have become worse, such as by a NaN, with the same noise
+    if layer["verdict"] in ("same", "unchanged") or not isfinite(gain) or abs(gain) < 0.05:
         return str(layer["verdict"])
     return f"{gain:+.1f} dB".replace("-", "−")
 

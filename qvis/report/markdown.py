@@ -23,6 +23,9 @@ NAMED = 20
 LONGEST_NAME = 80
 
 _BREAK = "&#8203;"  # a space of no width, as an entity so that whoever reads the source sees it
+_UNDERSCORE = r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])"  # within a word it is only itself
+_ACTIVE = re.compile(rf"[&<>\\`*~|\[\]$]|{_UNDERSCORE}")
+_ACTIVE_IN_HTML = re.compile(rf"[^\w ./-]|{_UNDERSCORE}")
 _HARMLESS = re.compile(r"[\w./\- ()+,;:%=\[\]]+")
 
 
@@ -33,8 +36,7 @@ def render_markdown(document: Document) -> str:
     long_names = _long_names(document)
     parts = [
         f"<!-- qvis {document['qvis']} -->",
-        # not asterisks: they only mark bold text when the right characters stand beside them
-        f"<b>{prose(verdict['text'], long_names)}</b>",
+        f"**{prose(verdict['text'], long_names)}**",
         " ".join(prose(detail, long_names) for detail in verdict["details"]),
     ]
     if layers:
@@ -60,18 +62,18 @@ def code(text: str, longest: int = LONGEST_NAME) -> str:
     text = shorten(visible(text), longest)
     if _HARMLESS.fullmatch(text) and text.strip() == text:
         return f"`{text}`"
-    return f"<code>{_entities(text, re.compile(r'[^A-Za-z0-9 .,;/+=%-]', re.ASCII))}</code>"
+    return f"<code>{_entities(text, _ACTIVE_IN_HTML)}</code>"
 
 
 def prose(text: str, long_names: Iterable[str] = ()) -> str:
     """``text`` so that it means only itself; ``long_names`` in it are cut in the middle."""
     for name in long_names:
         text = text.replace(name, shorten(name, LONGEST_NAME))
-    text = _entities(visible(text), re.compile(r"[&<>\\`*~|\[\]$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])"))
+    text = _entities(visible(text), _ACTIVE)
     # these act on the finished page, so that no escape of the character itself helps: a break in the word does
     text = re.sub(r"@(?=\w)", f"@{_BREAK}", text)
     text = re.sub(r"#(?=\d{1,9}(?!\d*;))", f"#{_BREAK}", text)
-    text = re.sub(r"(?i)(?<=\w):(?=//|\w+:)", f":{_BREAK}", text)
+    text = re.sub(r":(?=//|\w+:)", f":{_BREAK}", text)
     return re.sub(r"(?i)\bwww\.", f"www{_BREAK}.", text)
 
 
@@ -103,7 +105,7 @@ def _left_out(heading: str, items: Sequence[dict[str, str]]) -> str:
     lines = [f"- {code(item['name'])}: {prose(item['reason'])}" for item in items[:NAMED]]
     if len(items) > NAMED:
         lines.append(f"- and {len(items) - NAMED:,} more in the JSON report")
-    return f"{heading}: {count(len(items), 'layer')}\n\n" + "\n".join(lines)
+    return f"{heading}:\n\n" + "\n".join(lines)
 
 
 def _footer(document: Document) -> str:

@@ -13,7 +13,6 @@ from rich.text import Text
 
 from qvis.report.cells import Column, columns, is_changes, left_out, ranked, severity, shorten, visible
 from qvis.report.document import Document
-from qvis.words import count
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +53,8 @@ def print_document(document: Document, console: Console, *, all_rows: bool = Fal
             line.rstrip()
             console.print(Text(indent) + line, soft_wrap=True)
 
-    show((f"{_title(document)}\n", "strong"), *((visible(text), style) for text, style in document["verdict"]["sentence"]))
+    show((_title(document), "strong"))
+    show(*((visible(text), style) for text, style in document["verdict"]["sentence"]))
     for detail in document["verdict"]["details"]:
         show((visible(detail), ""))
     if shown:
@@ -64,7 +64,7 @@ def print_document(document: Document, console: Console, *, all_rows: bool = Fal
         show((f"and {len(layers) - len(shown):,} more (--all)", ""), indent="  ")
     for heading, items in left_out(document):
         console.print()
-        show((f"{heading}: {count(len(items), 'layer')}", "strong"))
+        show((heading, "strong"))
         most = len(items) if all_rows else NAMED
         for item in items[:most]:
             name = shorten(visible(item["name"]), max(NARROWEST_NAME, console.width // 2))

@@ -1,0 +1,92 @@
+"""A page that links the reports of one folder, each with its verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from os import PathLike
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from qvis.report.cells import is_changes
+from qvis.report.document import Document
+from qvis.report.report import MARKS, make_folder, refuse_foreign, write_all
+from qvis.version import __version__
+
+FILE = "index.html"
+ABOUT = {
+    "relative_weight_ranges": "How unequal the channels of each layer are, and what one grid for all of them costs.",
+    "weight_ranges": "Minimum, quartiles, mean and maximum of every channel of every layer.",
+    "changes_after_optimization": "Both versions on common axes, with the difference shaded.",
+}
+STYLES = ("page", "index")
+
+
+def render_index(documents: Sequence[Document], *, title: str, lead: str) -> str:
+    """The page for reports that lie beside it. Its head names the model of the first.
+
+    Args:
+        documents: what the reports were made from, in the order of the page.
+        title: what the reports are about.
+        lead: a sentence or two above the list.
+    """
+    environment = Environment(
+        loader=PackageLoader("qvis.templates", ""),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters["thousands"] = "{:,}".format
+    return environment.get_template("index.html.jinja").render(
+        title=title,
+        lead=lead,
+        version=__version__,
+        css=Markup("\n".join(_style(name) for name in STYLES)),
+        model=_models(documents[0])[-1],
+        entries=[_entry(document) for document in documents],
+    )
+
+
+def check_index(out_dir: str | PathLike[str]) -> None:
+    """Raise :class:`~qvis.OutputError` where the page could not be written, before any report is."""
+    make_folder(Path(out_dir))
+    refuse_foreign(Path(out_dir) / FILE, MARKS["html"])
+
+
+def write_index(out_dir: str | PathLike[str], documents: Sequence[Document], *, title: str, lead: str) -> Path:
+    """Write :func:`render_index` as ``index.html`` and return its path.
+
+    Raises:
+        OutputError: the folder cannot be written, or holds an ``index.html`` that qvis did not write.
+    """
+    check_index(out_dir)
+    path = Path(out_dir) / FILE
+    write_all({path: render_index(documents, title=title, lead=lead)})
+    return path
+
+
+def _entry(document: Document) -> dict[str, Any]:
+    models = _models(document)
+    names = " → ".join(model["name"] for model in models)
+    about = ABOUT[document["kind"]]
+    return {
+        "href": quote(f"{document['kind']}.html"),
+        "title": document["title"],
+        "about": f"{names}. {about}",
+        "sentence": document["verdict"]["sentence"],
+        "counts": [(level, number) for level, number in models[-1]["counts"].items() if number],
+    }
+
+
+def _models(document: Document) -> list[dict[str, Any]]:
+    model = document["model"]
+    return [model["before"], model["after"]] if is_changes(document) else [model]
+
+
+def _style(name: str) -> str:
+    return (files("qvis.templates.widgets") / f"{name}.css").read_text(encoding="utf-8")
