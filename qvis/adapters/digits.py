@@ -145,5 +145,6 @@ def _fold(model: nn.Module) -> None:
     for sequence in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
         for (conv_name, conv), (norm_name, norm) in pairwise(list(sequence.named_children())):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                sequence.register_module(conv_name, fuse_conv_bn_eval(conv, norm))
+                # The bias that the convolution gains would be frozen, unlike everything else.
+                sequence.register_module(conv_name, fuse_conv_bn_eval(conv, norm).requires_grad_())
                 sequence.register_module(norm_name, nn.Identity().eval())
