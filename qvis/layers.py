@@ -118,7 +118,8 @@ class ChannelStatistics:
         if base.size == 0:
             return np.where(np.isfinite(self.range), 1.0, np.nan).astype(self.range.dtype)
         with np.errstate(over="ignore"):
-            return self.range / base.min()
+            relative: FloatArray = self.range / base.min()
+        return relative
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,8 @@ class Reason:
     kind: str
     """``nonfinite``, ``zero``, ``noise``, ``starved``, ``outliers``, ``dead``, ``near_dead`` or ``single``."""
     text: str
+    severity: Severity
+    """How severe it makes the layer; a layer is as severe as its weightiest reason."""
     channels: tuple[int, ...] = ()
     """The channels it is about."""
     evidence: str = "from the weights alone"

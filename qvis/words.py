@@ -1,6 +1,8 @@
-"""Numbers in words, the same in every report."""
+"""Numbers and names in words, the same in every report."""
 
 from __future__ import annotations
+
+import re
 
 import numpy as np
 
@@ -31,7 +33,8 @@ def percent(share: float) -> str:
         return "0 %"
     if value < 1e-4:
         return "less than 0.0001 %"
-    return f"{value:.{max(0, 1 - int(np.floor(np.log10(value))))}f} %"
+    digits = max(0, 1 - int(np.floor(np.log10(value))))
+    return f"{value:.{digits}f} %"
 
 
 def short(value: float) -> str:
@@ -40,3 +43,15 @@ def short(value: float) -> str:
         if value >= limit:
             return f"{value / limit:.3g}{suffix}" if value < 1e12 else f"{value:.0e}"
     return f"{value:.3g}"
+
+
+_INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+
+
+def visible(text: str) -> str:
+    """``text`` with its control characters written out: a layer's name must not turn the text around it.
+
+    >>> visible("conv\\n1")
+    'conv\\\\u000a1'
+    """
+    return _INVISIBLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from qvis.analysis.blocks import Pool, pool
-from qvis.analysis.problems import find_flags, find_reasons, find_severity, noise_share
+from qvis.analysis.problems import find_flags, find_reasons, noise_share
 from qvis.analysis.rounding import rounding_noise
 from qvis.analysis.statistics import channel_statistics
-from qvis.layers import Analysis, FloatArray, Layer, LayerAnalysis, Network, Thresholds
+from qvis.layers import Analysis, FloatArray, Layer, LayerAnalysis, Network, Severity, Thresholds
 
 Progress = Callable[[Sequence[Layer]], Iterator[Layer]]
 """Yields the layers it is given, and shows how far their consumer has come."""
@@ -77,6 +77,7 @@ def analyze_layer(layer: Layer, bits: int, thresholds: Thresholds, workers: Pool
     flags = find_flags(statistics, rounding, thresholds)
     share = noise_share(statistics, rounding, flags)
     share_channel = noise_share(statistics, rounding, flags, per_channel=True)
+    reasons = find_reasons(statistics, rounding, flags, thresholds, (share, share_channel))
     return LayerAnalysis(
         name=layer.name,
         op=layer.op,
@@ -89,8 +90,8 @@ def analyze_layer(layer: Layer, bits: int, thresholds: Thresholds, workers: Pool
         rounding=rounding,
         noise_share=share,
         noise_share_channel=share_channel,
-        severity=find_severity(statistics, flags, thresholds, share),
-        reasons=tuple(find_reasons(statistics, rounding, flags, thresholds, (share, share_channel))),
+        severity=max((reason.severity for reason in reasons), key=lambda severity: severity.rank, default=Severity.OK),
+        reasons=reasons,
         flags=flags,
         digest=digest(),
     )

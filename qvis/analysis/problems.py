@@ -7,8 +7,6 @@ dead and nothing is lost.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from qvis.layers import BoolArray, ChannelStatistics, IntArray, Reason, RoundingNoise, Severity, Thresholds, decibels
@@ -73,94 +71,120 @@ def noise_share(
     return float(np.quantile(noise / rounding.power[useful], 1 - QUARTER, method="lower"))
 
 
-def find_severity(
-    statistics: ChannelStatistics, flags: dict[str, IntArray], thresholds: Thresholds, share: float
-) -> Severity:
-    """How much attention a layer needs, given its noise share on the grid of the whole tensor."""
-    if flags["nonfinite"].size or not statistics.live.any():
-        return Severity.UNUSABLE
-    kept = decibels(1.0, share)
-    live = np.count_nonzero(statistics.live)
-    # one channel, however poor, is never enough: it may be near dead, and then costs nothing
-    starved = flags["starved"].size / live if flags["starved"].size > 1 else 0.0
-    if kept < thresholds.problem_db or starved >= thresholds.problem_starved:
-        return Severity.PROBLEM
-    mostly_near_dead = flags["near_dead"].size > 1 and flags["near_dead"].size > live / 2
-    if kept < thresholds.watch_db or starved >= thresholds.watch_starved or mostly_near_dead:
-        return Severity.WATCH
-    return Severity.OK
-
-
 def find_reasons(
     statistics: ChannelStatistics,
     rounding: RoundingNoise,
     flags: dict[str, IntArray],
     thresholds: Thresholds,
     shares: tuple[float, float],
-) -> Iterator[Reason]:
-    """What there is to say of a layer, the weightiest first; ``shares`` on a grid per tensor and per channel."""
-    share, own = shares
+) -> tuple[Reason, ...]:
+    """What there is to say of a layer, each with the severity it stands for, the weightiest first.
 
-    def reason(kind: str, text: str) -> Reason:
-        return Reason(kind, text, tuple(int(i) for i in flags.get(kind, ())))
-
-    total = statistics.min.size
+    ``shares`` are the layer's noise shares on a grid per tensor and on a grid per channel.
+    """
     live = int(np.count_nonzero(statistics.live))
-    grid = f"int{rounding.bits} grid"
+    found = {
+        "nonfinite": _of_nonfinite(statistics, flags["nonfinite"]),
+        "zero": None if live else (Severity.UNUSABLE, "No channel holds a finite weight other than zero."),
+        "noise": _of_noise(rounding, thresholds, shares),
+        "starved": _of_starved(rounding, flags["starved"], thresholds, live),
+        "near_dead": _of_near_dead(statistics, flags["near_dead"], thresholds, live),
+        "outliers": _of_outliers(statistics, flags["outliers"]),
+        "dead": _of_dead(statistics, flags["dead"]) if live else None,
+        "single": _of_single(statistics),
+    }
+    reasons = [
+        Reason(kind, text, severity, tuple(int(i) for i in flags.get(kind, ())))
+        for kind, (severity, text) in ((kind, finding) for kind, finding in found.items() if finding)
+    ]
+    return tuple(sorted(reasons, key=lambda reason: -reason.severity.rank))
 
-    if flags["nonfinite"].size:
-        bad = int(statistics.nonfinite.sum())
-        yield reason(
-            "nonfinite",
-            f"{count(bad, 'weight')} of {total * statistics.elements:,} {is_are(bad)} NaN or infinite"
-            f" ({listed(flags['nonfinite'])}): no grid can hold them. The other figures are of the finite weights.",
-        )
-    if not live:
-        yield reason("zero", "No channel holds a finite weight other than zero: the layer passes nothing on.")
-        return
-    if np.isfinite(share):
-        yield reason(
-            "noise",
-            f"On one {grid} for the tensor, a quarter of the channels lose {percent(share)} or more of their power to"
-            f" rounding ({decibels(1.0, share):.1f} dB); a grid per channel would make that {percent(own)}"
-            f" ({decibels(1.0, own):.1f} dB).",
-        )
-    if flags["starved"].size:
-        starved = flags["starved"]
-        fewest = int(starved[np.argmin(rounding.levels[starved])])
-        yield reason(
-            "starved",
-            f"{count(starved.size, 'channel')} of {total} {is_are(starved.size)} starved: fewer than"
-            f" {thresholds.starved_levels} of the {2**rounding.bits} levels"
-            f" (channel {fewest} gets {rounding.levels[fewest]}).",
-        )
-    if flags["outliers"].size:
-        outliers = flags["outliers"]
-        typical = float(np.median(statistics.range[statistics.live]))
-        widest = int(outliers[np.argmax(statistics.range[outliers])])
-        noun = "is an outlier" if outliers.size == 1 else "are outliers"
-        ratio = float(statistics.range[widest]) / typical if typical > 0 else float("nan")
-        times = f", {short(ratio)} times the median channel's" if typical > 0 else ""
-        sets = ", which sets the step for all" if widest == int(np.nanargmax(statistics.peak)) else ""
-        yield reason(
-            "outliers",
-            f"{count(outliers.size, 'channel')} of {total} {noun} by range"
-            f" ({listed(outliers)}); the widest is channel {widest}{times}{sets}.",
-        )
-    if flags["near_dead"].size:
-        near_dead = flags["near_dead"]
-        yield reason(
-            "near_dead",
-            f"{count(near_dead.size, 'channel')} of {total} {is_are(near_dead.size)} near dead ({listed(near_dead)}):"
-            f" below {thresholds.near_dead:g} of what is usual here. Rounding empties them, which costs nothing unless"
-            " a later layer scales them up again; the weights alone cannot tell.",
-        )
-    if flags["dead"].size:
-        dead = flags["dead"]
-        yield reason(
-            "dead",
-            f"{count(dead.size, 'channel')} of {total} {is_are(dead.size)} dead ({listed(dead)}):"
-            " they cost nothing when quantized, and could be pruned.",
-        )
-    if statistics.elements == 1:
-        yield reason("single", "Each channel is a single weight, so that its range is 0 and its deviation undefined.")
+
+Finding = tuple[Severity, str] | None
+
+
+def _of_nonfinite(statistics: ChannelStatistics, channels: IntArray) -> Finding:
+    if not channels.size:
+        return None
+    bad = int(statistics.nonfinite.sum())
+    total = statistics.min.size * statistics.elements
+    return Severity.UNUSABLE, (
+        f"{count(bad, 'weight')} of {total:,} {is_are(bad)} NaN or infinite ({listed(channels)}): no grid can hold"
+        f" {'it' if bad == 1 else 'them'}. The other figures are of the finite weights."
+    )
+
+
+def _of_noise(rounding: RoundingNoise, thresholds: Thresholds, shares: tuple[float, float]) -> Finding:
+    share, own = shares
+    if not np.isfinite(share):
+        return None
+    kept, kept_own = decibels(1.0, share), decibels(1.0, own)
+    severity = _at_least(-kept, problem=-thresholds.problem_db, watch=-thresholds.watch_db)
+    start = f"On one int{rounding.bits} grid for the tensor"
+    if share == 0:
+        return severity, f"{start}, most channels lose nothing to rounding."
+    cure = f"would make that {percent(own)} ({kept_own:.1f} dB)" if own else "would lose nothing"
+    return severity, (
+        f"{start}, a quarter of the channels lose {percent(share)} or more of their power to rounding"
+        f" ({kept:.1f} dB); a grid per channel {cure}."
+    )
+
+
+def _of_starved(rounding: RoundingNoise, channels: IntArray, thresholds: Thresholds, live: int) -> Finding:
+    if not channels.size:
+        return None
+    # one channel, however poor, is never enough: it may be near dead, and then costs nothing
+    part = channels.size / live if channels.size > 1 else 0.0
+    severity = _at_least(part, problem=thresholds.problem_starved, watch=thresholds.watch_starved)
+    fewest = int(channels[np.argmin(rounding.levels[channels])])
+    return severity, (
+        f"{count(channels.size, 'channel')} of {rounding.levels.size} {is_are(channels.size)} starved: fewer than"
+        f" {thresholds.starved_levels} of the {2**rounding.bits} levels of the tensor's grid"
+        f" (channel {fewest} gets {rounding.levels[fewest]})."
+    )
+
+
+def _of_near_dead(statistics: ChannelStatistics, channels: IntArray, thresholds: Thresholds, live: int) -> Finding:
+    if not channels.size:
+        return None
+    mostly = channels.size > 1 and channels.size > live / 2
+    return Severity.WATCH if mostly else Severity.OK, (
+        f"{count(channels.size, 'channel')} of {statistics.min.size} {is_are(channels.size)} near dead"
+        f" ({listed(channels)}): below {thresholds.near_dead:g} of what is usual here. Rounding empties"
+        f" {'it' if channels.size == 1 else 'them'}, which costs nothing unless a later layer scales"
+        f" {'it' if channels.size == 1 else 'them'} up again; the weights alone cannot tell."
+    )
+
+
+def _of_outliers(statistics: ChannelStatistics, channels: IntArray) -> Finding:
+    if not channels.size:
+        return None
+    typical = float(np.median(statistics.range[statistics.live]))
+    widest = int(channels[np.argmax(statistics.range[channels])])
+    times = f", {short(float(statistics.range[widest]) / typical)} times the median channel's" if typical > 0 else ""
+    sets = ", which sets the step for all" if widest == int(np.nanargmax(statistics.peak)) else ""
+    return Severity.OK, (
+        f"{count(channels.size, 'channel')} of {statistics.min.size}"
+        f" {'is an outlier' if channels.size == 1 else 'are outliers'} by range ({listed(channels)});"
+        f" the widest is channel {widest}{times}{sets}."
+    )
+
+
+def _of_dead(statistics: ChannelStatistics, channels: IntArray) -> Finding:
+    if not channels.size:
+        return None
+    return Severity.OK, (
+        f"{count(channels.size, 'channel')} of {statistics.min.size} {is_are(channels.size)} dead ({listed(channels)}):"
+        f" {'it costs' if channels.size == 1 else 'they cost'} nothing when quantized, and could be pruned."
+    )
+
+
+def _of_single(statistics: ChannelStatistics) -> Finding:
+    if statistics.elements > 1:
+        return None
+    return Severity.OK, "Each channel is a single weight, so that its range is 0 and its deviation undefined."
+
+
+def _at_least(value: float, *, problem: float, watch: float) -> Severity:
+    """``problem`` or ``watch`` where ``value`` reaches that limit, else ``ok``."""
+    return Severity.PROBLEM if value >= problem else Severity.WATCH if value >= watch else Severity.OK

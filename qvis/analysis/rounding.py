@@ -41,8 +41,8 @@ def rounding_noise(
         reach = np.finfo(dtype).tiny
         inverse = np.divide(1.0, own, out=np.zeros_like(own), where=own > reach)
         buffer = np.empty_like(block)
-        shared = _errors(block, np.full_like(own, 1 / step if step > reach else 0.0), buffer) * step**2
-        return np.stack([shared, _errors(block, inverse, buffer) * own**2])
+        shared = _errors(block, np.full_like(own, 1 / step if step > reach else 0.0), buffer, largest) * step**2
+        return np.stack([shared, _errors(block, inverse, buffer, largest) * own**2])
 
     tensor, channel = np.concatenate((pool or Pool()).map(noise_of_block, weight), axis=1)
     low, high = np.nan_to_num(statistics.min), np.nan_to_num(statistics.max)
@@ -57,10 +57,13 @@ def rounding_noise(
     )
 
 
-def _errors(block: FloatArray, inverse_step: FloatArray, buffer: FloatArray) -> NDArray[np.float64]:
+def _errors(block: FloatArray, inverse_step: FloatArray, buffer: FloatArray, largest: int) -> NDArray[np.float64]:
     """Sum of squared rounding errors of each row, in steps; ``buffer`` has the shape of ``block``."""
     ratio = np.multiply(block, inverse_step.astype(block.dtype)[:, None], out=buffer)
-    return sum_of_squares(np.subtract(ratio, np.rint(ratio), out=ratio))
+    errors = sum_of_squares(np.subtract(ratio, np.rint(ratio), out=ratio))
+    # weights that lie on the grid come out a few units of the type's last place beside it: that is no noise
+    errors[errors < block.shape[1] * (4 * largest * np.finfo(block.dtype).eps) ** 2] = 0
+    return errors
 
 
 def _power(statistics: ChannelStatistics) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ import numpy as np
 from qvis.analysis.comparison import Comparison, LayerChange
 from qvis.layers import Analysis, FloatArray, LayerAnalysis, Severity, decibels
 from qvis.version import __version__
-from qvis.words import count, percent
+from qvis.words import count, percent, visible
 
 SCHEMA_VERSION = 1
 """Raised when a field changes its meaning or goes; new fields do not raise it."""
@@ -98,7 +98,7 @@ def _layer(layer: LayerAnalysis) -> Document:
         "channels_from": layer.channels,
         "elements": statistics.elements,
         "severity": str(layer.severity),
-        "reasons": [asdict(reason) for reason in layer.reasons],
+        "reasons": [{**asdict(reason), "severity": str(reason.severity)} for reason in layer.reasons],
         "noise_share": layer.noise_share,
         "noise_share_channel": layer.noise_share_channel,
         "sqnr_tensor_db": rounding.sqnr_tensor,
@@ -164,7 +164,7 @@ def _verdict(analysis: Analysis) -> Document:
         sentence += [(".", "")]
     elif problems:
         sentence = [(start, ""), (f"{len(problems)} of {count(total, 'layer')} will suffer", "problem")]
-        sentence += [(f" at {grid}, ", ""), (problems[0].name, "strong"), (" most.", "")]
+        sentence += [(f" at {grid}, ", ""), (visible(problems[0].name), "strong"), (" most.", "")]
     elif watched:
         sentence = [(start, ""), ("no layer is a problem", "strong"), (f" at {grid}; {len(watched)} of {total} ", "")]
         sentence += [("deserve a look" if len(watched) > 1 else "deserves a look", "watch"), (".", "")]
@@ -175,20 +175,22 @@ def _verdict(analysis: Analysis) -> Document:
 
 
 def _details(analysis: Analysis) -> list[str]:
-    worst = next((layer for layer in analysis.ranked if np.isfinite(layer.noise_share)), None)
+    usable = [layer for layer in analysis.layers if layer.severity is not Severity.UNUSABLE]
+    worst = max(usable, key=lambda layer: layer.noise_share, default=None)
     details = []
-    if worst is not None:
+    if worst is not None and worst.noise_share > 0:
         kept = decibels(1.0, worst.noise_share)
         details.append(
-            f"In the worst usable layer, {worst.name}, a quarter of the channels lose {percent(worst.noise_share)}"
-            f" or more of their power to rounding ({kept:.1f} dB)."
+            f"In the noisiest usable layer, {visible(worst.name)}, a quarter of the channels lose"
+            f" {percent(worst.noise_share)} or more of their power to rounding ({kept:.1f} dB)."
         )
         fixed = [x for x in analysis.layers if x.severity in (Severity.PROBLEM, Severity.WATCH)]
         if fixed:
             limit = 10 ** (-analysis.thresholds.watch_db / 10)
             cured = sum(layer.noise_share_channel <= limit for layer in fixed)
             if len(fixed) > 1:
-                details.append(f"A grid per channel would bring {cured} of these {len(fixed)} below {percent(limit)}.")
+                these = f"all {len(fixed)}" if cured == len(fixed) else f"{cured} of these {len(fixed)}"
+                details.append(f"A grid per channel would bring {these} below {percent(limit)}.")
             else:
                 reach = "below" if cured else "down, but not below"
                 details.append(f"A grid per channel would bring it {reach} {percent(limit)}.")

@@ -8,6 +8,7 @@ import json
 import zlib
 from collections.abc import Iterable
 from functools import cache
+from importlib.resources import files
 from importlib.util import find_spec
 from math import ceil, floor, isfinite, log10
 from pathlib import Path
@@ -21,7 +22,7 @@ from qvis.errors import QvisError
 from qvis.layers import FloatArray, Severity
 from qvis.report.channels import BINS, COLUMNS, pack_channels
 from qvis.report.document import Document, jsonable
-from qvis.words import count, percent, short
+from qvis.words import count, percent, short, visible
 
 STYLES = ("page", "tools", "verdict", "overview", "table", "detail", "glossary", "left_out", "help", "narrow", "print")
 SCRIPTS = ("page", "figures", "table", "overview", "detail", "tools", "start")
@@ -32,7 +33,8 @@ FIGURES = {
     "weight_ranges": ("ranges", "relative", "levels"),
     "changes_after_optimization": ("ranges", "relative", "levels"),
 }
-SPARK_STROKES = 40
+SPARK_STROKES = 28
+SPARK_HEIGHT = 36
 
 
 def render_html(document: Document) -> str:
@@ -78,14 +80,14 @@ def _environment() -> Environment:
     )
     environment.filters["thousands"] = "{:,}".format
     environment.filters["counted"] = count
+    environment.filters["visible"] = visible
+    environment.filters["unbroken"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
     return environment
 
 
 @cache
 def _read(name: str) -> str:
-    import qvis.templates.widgets as widgets
-
-    text = (Path(widgets.__path__[0]) / name).read_text(encoding="utf-8")
+    text = (files("qvis.templates") / "widgets" / name).read_text(encoding="utf-8")
     if "</script" in text.lower():
         raise QvisError(f"{name}: a script inside a page cannot contain '</script'")
     return text
@@ -105,7 +107,7 @@ def _bokeh_script() -> str:
         path = Path(folder) / "server" / "static" / "js" / "bokeh.min.js"
         if path.is_file():
             return path.read_text(encoding="utf-8")
-    raise QvisError("bokeh: its BokehJS core was not found, expected bokeh 3.4 or later; try: pip install --upgrade bokeh")
+    raise QvisError("bokeh: BokehJS was not found, expected bokeh 3.4 or later; try: pip install --upgrade bokeh")
 
 
 @cache
@@ -201,7 +203,7 @@ def _decibels(value: float) -> str:
 
 
 def _spark(low: FloatArray, high: FloatArray) -> tuple[str, int]:
-    """A stroke from minimum to maximum for each channel, or for each of 40 groups of neighbours, 18 units high."""
+    """A stroke from minimum to maximum for each channel or group of neighbours, in whole units, which are short."""
     finite = np.isfinite(low)
     if not finite.any():
         return "", 1
@@ -210,11 +212,11 @@ def _spark(low: FloatArray, high: FloatArray) -> tuple[str, int]:
         low, high = np.fmin.reduceat(low, starts), np.fmax.reduceat(high, starts)
         finite = np.isfinite(low)
     bottom, top = float(np.nanmin(low)), float(np.nanmax(high))
-    scale = 16 / ((top - bottom) or 1)
-    strokes = (
-        f"M{i} {1 + (top - high[i]) * scale:.1f}v{max((high[i] - low[i]) * scale, 0.8):.1f}" for i in np.flatnonzero(finite)
-    )
-    return "".join(strokes), int(low.size)
+    scale = SPARK_HEIGHT / ((top - bottom) or 1)
+    with np.errstate(invalid="ignore"):
+        starts = np.rint((top - high) * scale)
+        lengths = np.maximum(np.rint((high - low) * scale), 1)
+    return "".join(f"M{i} {starts[i]:.0f}v{lengths[i]:.0f}" for i in np.flatnonzero(finite)), int(low.size)
 
 
 # ---------------------------------------------------------------------------------------------- overview
@@ -238,7 +240,7 @@ def _overview(document: Document, changes: bool) -> dict[str, Any]:
         return f"{min(100.0, max(0.0, 100 * (log10(share) - low) / (high - low))) if share > 0 else 0:.1f}"
 
     return {
-        "decades": [{"y": y(10.0**d), "label": percent(10.0**d).replace(".0 ", " ")} for d in range(low, high + 1)],
+        "decades": [{"y": y(10.0**d), "label": f"{100 * 10.0**d:.{max(0, -2 - d)}f} %"} for d in range(low, high + 1)],
         "limits": [{"y": y(share), "level": level} for level, share in limits.items() if 10.0**low < share],
         "stems": [
             {"level": layer["severity"], "y": y(a["noise_share"]), "before": y(b["noise_share"]) if b else None}
@@ -266,4 +268,4 @@ def _groups(names: list[str]) -> list[dict[str, Any]]:
         else:
             groups.append([path[shared], i, i + 1])
     each = 100 / len(names)
-    return [{"name": n, "x": f"{a * each:.3f}", "width": round((b - a) * each, 3)} for n, a, b in groups]
+    return [{"name": visible(n), "x": f"{a * each:.3f}", "width": round((b - a) * each, 3)} for n, a, b in groups]

@@ -12,18 +12,18 @@ const detail = (() => {
     const evidence = (text) => element("span", ` (${text})`, "evidence");
     if (data.changes) {
       const first = element("p", "", "first");
-      first.append(element("span", CHANGES[layer.verdict], `verb ${layer.verdict}`), ` ${layer.text}`, evidence(data.report.evidence));
+      first.append(element("span", CHANGES[layer.verdict], `verb ${layer.verdict}`), ` ${words.unbroken(layer.text)}`, evidence(data.report.evidence));
       lines.push(first);
     }
     part.reasons.forEach((reason, i) => {
       const line = element("p", "", i === 0 && !data.changes ? "first" : "");
       if (i === 0) line.append(element("span", data.changes ? `Now ${layer.severity}.` : VERBS[layer.severity], `verb ${layer.severity}`), " ");
-      line.append(reason.text, evidence(reason.evidence));
+      line.append(words.unbroken(reason.text), evidence(reason.evidence));
       lines.push(line);
     });
     $(".findings").replaceChildren(...lines);
     const shape = part.shape.join("×") || "scalar";
-    const extra = [part.aliases.length && `tied to ${part.aliases.join(", ")}`, ...part.notes].filter(Boolean);
+    const extra = [part.aliases.length && `tied to ${part.aliases.map(words.visible).join(", ")}`, ...part.notes].filter(Boolean);
     $(".detail-meta").textContent = [`${part.op} ${shape} ${part.dtype}`, words.count(part.weights, "weight"), `${words.count(part.channels, "output channel")} (${part.channels_from})`, `layer ${selected + 1} of ${data.layers.length}`, ...extra].join(", ");
   }
 
@@ -35,7 +35,12 @@ const detail = (() => {
   }
   function header(target, names) {
     const line = element("tr");
-    line.append(...names.map((name) => { const head = element("th", name); head.scope = "col"; return head; }));
+    line.append(...names.map((name) => {
+      const [first, second] = name.split(", "), head = element("th", first);
+      head.scope = "col";
+      if (second) head.append(element("small", second));
+      return head;
+    }));
     $("thead", target).replaceChildren(line);
   }
   function tabulate(layer) {
@@ -44,7 +49,7 @@ const detail = (() => {
     header(statistics, [...(data.changes ? [""] : []), "count", "mean", "deviation", "min", "25 %", "50 %", "75 %", "max"]);
     $("tbody", statistics).replaceChildren(...parts.map((part, i) => {
       const s = part.relative_range_statistics;
-      const cells = [s.count, ...["mean", "std", "min", "q25", "q50", "q75", "max"].map((key) => words.number(s[key]))];
+      const cells = [s.count, ...["mean", "std", "min", "q25", "q50", "q75", "max"].map((key) => s[key] === null ? "n/a" : words.short(s[key]))];
       if (data.changes) return row(data.series[i], cells);
       const line = element("tr");
       line.append(...cells.map((cell) => element("td", cell)));
@@ -53,7 +58,7 @@ const detail = (() => {
     header(rounding, ["", ...(data.changes ? ["tensor, before", "tensor, after", "channel, before", "channel, after"] : ["grid per tensor", "grid per channel"])]);
     const both = (a, b, words) => [...parts.map((part) => words(part[a])), ...parts.map((part) => words(part[b]))];
     const share = (value) => value === null ? "n/a" : words.percent(value);
-    const whole = (head, read) => { const line = row(head, parts.map(read)); [...line.cells].slice(1).forEach((cell) => { cell.colSpan = data.changes ? 2 : 2; }); return line; };
+    const whole = (head, read) => { const line = row(head, parts.map(read)); [...line.cells].slice(1).forEach((cell) => { cell.colSpan = 2; }); return line; };
     $("tbody", rounding).replaceChildren(
       row("Noise of a quarter of the channels", both("noise_share", "noise_share_channel", share)),
       row("SQNR of all weights", both("sqnr_tensor_db", "sqnr_channel_db", words.decibels)),
@@ -87,7 +92,7 @@ const detail = (() => {
   function place() {
     const under = table.row(selected);
     let holder = $("tr.inline");
-    if (narrow.matches && under && !tools_printing()) {
+    if (narrow.matches && under && !matchMedia("print").matches) {
       if (!holder) { holder = element("tr", "", "inline"); holder.append(element("td")); }
       holder.firstChild.colSpan = table.columns();
       holder.hidden = under.hidden;
@@ -95,7 +100,6 @@ const detail = (() => {
       if (under.nextSibling !== holder) under.after(holder);
     } else if (panel.parentNode.tagName === "TD") { $("main").append(panel); holder?.remove(); }
   }
-  const tools_printing = () => matchMedia("print").matches;
 
   async function select(index, {scroll = false, quiet = false, instant = false} = {}) {
     table.mark(selected, index); overview.mark(selected, index);
@@ -103,7 +107,7 @@ const detail = (() => {
     panel.hidden = false;
     place();
     const layer = data.layers[index];
-    $("#detail-name").textContent = layer.name;
+    $("#detail-name").textContent = words.visible(layer.name);
     tell(layer); tabulate(layer); listChannels();
     if (!quiet) history.replaceState(null, "", `#layer=${encodeURIComponent(layer.name)}`);
     if (scroll) { if (instant) root.classList.add("all"); table.row(index).scrollIntoView({block: instant ? "center" : narrow.matches ? "start" : "nearest"}); }

@@ -2,10 +2,11 @@
 // report has to load Bokeh in Python; what they show comes from the arrays in the page alone.
 const figures = (() => {
   const FLAG = {outlier: 1, starved: 2, near_dead: 4, dead: 8, nonfinite: 16};
-  const NAMES = ["ranges", "relative", "levels", "histogram", "mean_std", "min_max"];
+  const STRIPS = ["ranges", "relative", "levels"], SMALL = ["histogram", "mean_std", "min_max"];
   const BIT_DEPTH = data.report.bits, LARGEST = 2 ** (BIT_DEPTH - 1) - 1;
   const plots = {}, glyphs = {}, sources = {}, shared = {};
   let ink = {}, making, zoomed;
+  const bokeh = unpack("bokeh").then((response) => response.text());    // while the rest of the page is wired
 
   // ------------------------------------------------------------------------------------------ making
   const make = (model, attributes) => new (Bokeh.Models.get(model))(attributes);
@@ -39,7 +40,7 @@ const figures = (() => {
 
   function build() {
     const before = data.changes;
-    sources.channels = make("ColumnDataSource", {data: {}}); sources.flags = make("ColumnDataSource", {data: {}}); sources.bins = make("ColumnDataSource", {data: {}});
+    for (const name of ["channels", "flags", "bins", "dots"]) sources[name] = make("ColumnDataSource", {data: {}});
     const channels = sources.channels, x = field("channel");
     shared.x = range();
     const names = ["mean", "min", "max", "q25", "q75", "std"];
@@ -85,24 +86,31 @@ const figures = (() => {
 
     for (const [name, across, up, labels] of [["mean_std", "mean", "std", ["mean", "deviation"]], ["min_max", "min", "max", ["min", "max"]]]) {
       addPlot(name, {label: labels[0]});
-      if (before) add(name, "before", channels, "Scatter", {x: field(`before_${across}`), y: field(`before_${up}`), size: 6, fill_color: null, line_width: 1.25});
-      const dots = add(name, "dots", channels, "Scatter", {x: field(across), y: field(up), size: 5, fill_alpha: .75, line_color: null, fill_color: field("colour")});
+      if (before) add(name, "before", sources.dots, "Scatter", {x: field(`before_${across}`), y: field(`before_${up}`), size: 6, fill_color: null, line_width: 1.25});
+      const dots = add(name, "dots", sources.dots, "Scatter", {x: field(across), y: field(up), size: 5, fill_alpha: .75, line_color: null, fill_color: field("colour")});
       hover(name, dots, [["channel", "@label"], [labels[0], `@${across}_text`], [labels[1], `@${up}_text`]], "mouse");
     }
   }
 
-  async function embed() {
+  // The models are filled before their views are made, and the figures below the fold get theirs when the page is idle.
+  async function embed(index) {
     const script = document.createElement("script");                   // its hash is in the page's security policy
-    script.textContent = await unpack("bokeh").then((r) => r.text());
+    script.textContent = await bokeh;
     document.body.append(script);
+    performance.mark("loaded");
     Bokeh.logger.set_level?.("error");
     build();
-    const {Document} = Bokeh.require("document"), doc = new Document();
-    const hosts = NAMES.map((name) => $(`#fig-${name}`));
-    NAMES.forEach((name) => doc.add_root(plots[name]));
-    await Bokeh.embed.add_document_standalone(doc, document.body, hosts);
-    hosts.slice(0, 3).concat($("#fig-levels")).forEach((host) => host.addEventListener("dblclick", () => { if (zoomed) shared.x.setv({start: zoomed[0], end: zoomed[1]}); }));
+    latest = index;
     paint();
+    await view(STRIPS);
+    performance.mark("embedded");
+    for (const name of STRIPS) $(`#fig-${name}`).addEventListener("dblclick", () => setRange(shared.x, zoomed));
+    setTimeout(() => view(SMALL));
+  }
+  async function view(names) {
+    const {Document} = Bokeh.require("document"), doc = new Document();
+    for (const name of names) doc.add_root(plots[name]);
+    await Bokeh.embed.add_document_standalone(doc, document.body, names.map((name) => $(`#fig-${name}`)));
   }
 
   // ------------------------------------------------------------------------------------------ colours
@@ -134,9 +142,13 @@ const figures = (() => {
   }
 
   // ------------------------------------------------------------------------------------------ axes
+  function roundStep(rough, tolerance) {
+    const power = 10 ** Math.floor(Math.log10(rough));
+    return power * [1, 2, 5, 10].find((factor) => factor * power >= rough * tolerance);
+  }
   function setTicks(axis, low, high, parts, ticks, label) {
     if (!ticks) {
-      const rough = (high - low) / parts, power = 10 ** Math.floor(Math.log10(rough)), step = power * [1, 2, 5, 10].find((m) => m * power >= rough * .8);
+      const step = roundStep((high - low) / parts, .8);
       ticks = [];
       for (let k = Math.ceil(low / step); k * step <= high; k++) ticks.push(k * step);
       label = (v) => (v === 0 ? "0" : Math.abs(v) < 1e-3 || Math.abs(v) >= 1e4 ? v.toExponential(0) : String(+v.toPrecision(3))).replaceAll("-", "−");
@@ -193,7 +205,7 @@ const figures = (() => {
       for (const key of keys) { values[`before_${key}`] = before[key]; values[`before_${key}_text`] = Array.from(before[key], words.number); }
       for (const [key, array] of Object.entries(derive(before, layer.before))) values[`before_${key}`] = array;
     }
-    sources.channels.data = {...values, channel: positions};
+    sources.channels.data = sources.dots.data = {...values, channel: positions};
 
     zoomed = [-.7, count - .3];
     setRange(shared.x, zoomed);
@@ -208,11 +220,14 @@ const figures = (() => {
       marker: flagged.map((i) => has(i, "nonfinite") || has(i, "dead") ? "x" : has(i, "starved") || has(i, "near_dead") ? "inverted_triangle" : i === setter ? "diamond" : "triangle"),
       colour: flagged.map((i) => has(i, "outlier") && i !== setter && !has(i, "nonfinite") ? ink.problem : colour[i]),
     };
-    const ticks = positions.length < 2 ? positions : undefined;
-    const channelLabel = (v) => label[v]?.split(" ")[0] ?? "";
+    const step = roundStep(Math.max(1, part.channels / 8), 1), ticks = [];         // round channel numbers, at the points that hold them
+    for (let channel = 0, i = 0; channel < part.channels; channel += step) {
+      while (i + 1 < count && now.channel[i + 1] <= channel) i++;
+      ticks.push(i);
+    }
+    const channelLabel = (i) => String(Math.ceil(now.channel[i] / step) * step);
     for (const name of ["levels", "relative"]) {
-      const rough = Math.max(1, count / 8), power = 10 ** Math.floor(Math.log10(rough)), step = Math.max(1, power * [1, 2, 5, 10].find((m) => m * power >= rough));
-      setTicks(plots[name].below[0], 0, count, 8, ticks ?? positions.filter((i) => i % step === 0), channelLabel);
+      setTicks(plots[name].below[0], 0, count, 8, ticks, channelLabel);
     }
 
     const tops = [0, BIT_DEPTH / 2, BIT_DEPTH];
@@ -226,9 +241,9 @@ const figures = (() => {
     setTicks(plots.relative.left[0], 0, 1, 2, logTicks(relative[1]), logLabel);
 
     const bins = now.histogram.length, end = Math.max(...data.series.map((name) => Math.log10(data.of(layer, name).largest_relative_range ?? 1)), 1e-9) || 1;
-    const step = end / bins, edges = Array.from({length: bins}, (_, i) => i * step);
-    sources.bins.data = {left: edges.map((e) => e + step * .05), right: edges.map((e) => e + step * .95), middle: edges.map((e) => e + step / 2), now: Array.from(now.histogram), before: Array.from(before?.histogram ?? now.histogram),
-      label: edges.map((e) => `${(10 ** e).toPrecision(3)} to ${(10 ** (e + step)).toPrecision(3)}`)};
+    const wide = end / bins, edges = Array.from({length: bins}, (_, i) => i * wide);
+    sources.bins.data = {left: edges.map((e) => e + wide * .05), right: edges.map((e) => e + wide * .95), middle: edges.map((e) => e + wide / 2), now: Array.from(now.histogram), before: Array.from(before?.histogram ?? now.histogram),
+      label: edges.map((e) => `${(10 ** e).toPrecision(3)} to ${(10 ** (e + wide)).toPrecision(3)}`)};
     const most = Math.max(1, ...now.histogram, ...(before?.histogram ?? []));
     setRange(plots.histogram.x_range, [-end * .02, end * 1.02]);
     setRange(plots.histogram.y_range, [0, most * 1.08]);
@@ -251,17 +266,18 @@ const figures = (() => {
       if (colour) key.style.setProperty("--c", `var(--${colour})`);
       return key;
     }));
-    const flagged = (name, sign, word) => part.flags[name].length ? [`${sign} ${part.flags[name].length} ${word}`, `mark ${name === "outliers" ? "outlier" : ""}`] : null;
+    const flagged = (name, sign, one, many = one) => part.flags[name].length ? [`${sign} ${part.flags[name].length} ${part.flags[name].length === 1 ? one : many}`, `mark ${name === "outliers" ? "outlier" : ""}`] : null;
+    const rule = `Q3 + ${data.report.thresholds.outlier_iqr} IQR`;
     if (data.changes) keys("ranges", [["min, mean, max after", "rule", "box"], ["before", "dotted", "ink-2"], ["difference", "band", "span"]]);
     else keys("ranges", [["min to max", "", "span"], ["25 to 75 %", "box", "box"], ["mean", "dot", "ink"], ["rounds to 0", "band", "zero"], setter !== undefined && [`◆ ${setter} sets the step`, "mark set"],
-      flagged("outliers", "▲", "outliers"), flagged("starved", "▼", "starved"), flagged("near_dead", "▼", "near dead"), flagged("dead", "✕", "dead"), flagged("nonfinite", "✕", "NaN or infinite")]);
-    keys("relative", [["log scale", "mark plain"], flagged("outliers", "▲", "outliers (above Q3 + 1.5 IQR)".replace("1.5", data.report.thresholds.outlier_iqr)), data.changes && ["before", "rule", "ink-2"]]);
+      flagged("outliers", "▲", "outlier", "outliers"), flagged("starved", "▼", "starved"), flagged("near_dead", "▼", "near dead"), flagged("dead", "✕", "dead"), flagged("nonfinite", "✕", "NaN or infinite")]);
+    keys("relative", [["log scale", "mark plain"], flagged("outliers", "▲", `above ${rule}`), part.flags.outliers.length === 0 && [`none above ${rule}`, "mark plain"], data.changes && ["before", "rule", "ink-2"]]);
     keys("levels", [[`dashed: fewer than ${data.report.thresholds.starved_levels} is starved`, "mark plain"], data.changes && ["before", "rule", "ink-2"]]);
     const note = $("[data-test=envelope]");
     note.hidden = !enveloped;
     note.textContent = enveloped ? `Drawn as an envelope of ${count} points over ${part.channels.toLocaleString("en")} channels: each point spans its channels from the smallest minimum to the largest maximum; flagged channels stand alone${part.flags_complete === false ? " as far as there is room, the widest first" : ""}.` : "";
     const label = (name, text) => plots[name] && $(`#fig-${name}`).setAttribute("aria-label", text);
-    label("ranges", `Minimum, quartiles, mean and maximum of ${words.count(part.channels, "channel")} of ${layer.name}. The table of channels below holds the numbers.`);
+    label("ranges", `Minimum, quartiles, mean and maximum of ${words.count(part.channels, "channel")} of ${words.visible(layer.name)}. The table of channels below holds the numbers.`);
     label("relative", `Relative range of each channel, up to ${words.number(part.largest_relative_range)}, ${words.count(part.flags.outliers.length, "outlier")}.`);
     label("levels", `Levels of the shared grid for each channel: median ${part.median_levels}, ${part.flags.starved.length} starved.`);
     label("histogram", `Histogram of the relative ranges of the channels in ${data.channels(0)[0].histogram.length} bins.`);
@@ -277,5 +293,5 @@ const figures = (() => {
   }
   $$("[name=style]").forEach((input) => input.addEventListener("change", setStyle));
 
-  return {paint, repaint, show: async (index) => { latest = index; await (making ??= embed()); if (latest === index) fill(index); }, plots, sources};
+  return {paint, repaint, show: async (index) => { latest = index; if (making) { await making; if (latest === index) fill(index); } else await (making = embed(index)); }, plots, sources};
 })();

@@ -16,7 +16,7 @@ const overview = (() => {
   field.addEventListener("pointermove", (event) => {
     const i = nearest(event), box = field.getBoundingClientRect(), layer = data.layers[i];
     const share = (name) => { const value = data.of(layer, name).noise_share; return value === null ? "n/a" : words.percent(value); };
-    hover.textContent = `${layer.name}  ${data.series.map(share).join(" → ")}  ${layer.severity}`;
+    hover.textContent = `${words.visible(layer.name)}  ${data.series.map(share).join(" → ")}  ${layer.severity}`;
     hover.hidden = false;
     const half = hover.offsetWidth / 2;
     hover.style.left = `${Math.max(half - 56, Math.min(box.width - half + 40, (i + .5) / stems.length * box.width))}px`;

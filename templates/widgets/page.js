@@ -36,13 +36,19 @@ const words = {
     return (size !== 0 && (size < 1e-3 || size >= 1e5) ? value.toExponential(2) : value.toPrecision(4)).replaceAll("-", "−");
   },
   decibels: (value) => value === null ? "n/a" : `${value.toFixed(1)} dB`,
+  // control characters written out: a layer's name must not turn the text around it
+  visible: (text) => text.replace(/[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`),
+  unbroken: (text) => text.replaceAll(" %", "\u00a0%"),
   count: (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`,
 };
 
 // Channel arrays of the selected layer, as float32 views on one buffer; one set for a report, two for a comparison.
+performance.mark("start");
 const data = await (async () => {
   const [summary, bytes] = await Promise.all([unpack("payload").then((r) => r.json()), unpack("channels").then((r) => r.arrayBuffer())]);
-  const numbers = new Float32Array(bytes);
+  const count = bytes.byteLength / 4, planes = new Uint8Array(bytes), whole = new Uint8Array(bytes.byteLength);
+  for (let byte = 0; byte < 4; byte++) for (let i = 0; i < count; i++) whole[4 * i + byte] = planes[byte * count + i];
+  const numbers = new Float32Array(whole.buffer);
   const {document: report, columns, bins, points} = summary;
   const changes = report.kind === "changes_after_optimization";
   const series = changes ? ["before", "after"] : ["now"];

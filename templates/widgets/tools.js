@@ -38,17 +38,28 @@ const tools = (() => {
     });
   }
 
+  // The summary with the channels' statistics put back, where the page has them one by one.
+  function whole() {
+    const KEYS = ["min", "q25", "q50", "mean", "q75", "max", "std", "relative_range"];
+    const fill = (part, arrays) => arrays.channel.length < part.channels ? part : {...part, statistics: Object.fromEntries(KEYS.map((key) => [key, Array.from(arrays[key], (v) => Number.isFinite(v) ? v : null)]))};
+    const layers = data.layers.map((layer, i) => {
+      const sets = data.channels(i);
+      return data.changes ? {...layer, before: fill(layer.before, sets[0]), after: fill(layer.after, sets[1])} : fill(layer, sets[0]);
+    });
+    return {...data.report, layers};
+  }
+
   // A cell that begins like a formula must stay text in a spreadsheet.
   const guard = (value) => typeof value === "string" && /^[=+\-@\t\r]/.test(value) ? `'${value}` : value ?? "";
   const quote = (value) => /[",\n\r]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : value;
-  const escape = (text) => String(text).replace(/[|\\`*_<>[\]~#&]/g, "\\$&").replace(/[\r\n]+/g, " ");
+  const escape = (text) => words.visible(String(text)).replace(/[|\\`*_<>[\]~#&]/g, "\\$&").replace(/[\r\n]+/g, " ");
 
   const actions = {
     csv() {
       const rows = records();
       save("csv", "text/csv", [Object.keys(rows[0] ?? {}), ...rows.map(Object.values)].map((row) => row.map((value) => quote(guard(value))).join(",")).join("\r\n") + "\r\n");
     },
-    json() { save("json", "application/json", JSON.stringify(data.report, null, 1)); },
+    json() { save("json", "application/json", JSON.stringify(whole(), null, 1)); },
     markdown() {
       const shown = new Set(table.visible().map((row) => +row.dataset.i));
       const all = [...data.layers.entries()].filter(([i]) => shown.has(i)).map(([, layer]) => layer).sort((a, b) => a.rank - b.rank);
