@@ -17,7 +17,7 @@ from qvis.version import __version__
 
 project = "qvis"
 author = "The qvis developers"
-copyright = "The qvis developers"  # noqa: A001
+copyright = "The qvis developers"
 version = release = __version__
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon"]
