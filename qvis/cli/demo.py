@@ -15,7 +15,7 @@ TITLE = "DigitsNet"
 TRAINED, FOLDED = f"{TITLE} as trained", f"{TITLE} with BatchNorm folded"
 LEAD = (
     "A small network that reads handwritten digits comes with qvis. Before it is quantized, each BatchNorm is folded"
-    " into the convolution before it, which leaves what it computes as it is, but not the weights that are rounded."
+    " into the convolution before it. What it computes stays the same; the weights that are rounded do not."
 )
 
 
@@ -38,9 +38,10 @@ def demo(out: OutDir = Path("qvis-report")) -> None:
         folded = analyze(load_digits_model(folded=True), name=FOLDED, progress=work.layers)
         work.say("Writing")
         comparison = compare(trained, folded)
-        relative, weights = (summarize(trained, kind) for kind in ("relative_weight_ranges", "weight_ranges"))
+        # the folded weights are what would be rounded
+        relative, weights = (summarize(folded, kind) for kind in ("relative_weight_ranges", "weight_ranges"))
         changes = summarize_changes(comparison)
-        written = [Report(document, trained.layers).write(out) for document in (relative, weights)]
+        written = [Report(document, folded.layers).write(out) for document in (relative, weights)]
         written.append(Report(changes, comparison.layers).write(out))
         index = write_index(out, [relative, weights, changes], title=TITLE, lead=LEAD)
     for report in written:
