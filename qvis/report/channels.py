@@ -18,7 +18,7 @@ BINS = 75
 """Bins of the histogram of relative ranges, as many as AIMET draws, over the logarithm from 1 to the largest."""
 MOST_POINTS = 512
 """A layer of more channels becomes an envelope of so many points."""
-PAGE_POINTS = 34_000
+PAGE_POINTS = 30_000
 """All layers together have about so many at most, which keeps a page of 1,000 layers below 3 MB."""
 
 Float32 = NDArray[np.float32]

@@ -111,6 +111,7 @@ const detail = (() => {
     tell(layer); tabulate(layer); listChannels();
     if (!quiet) history.replaceState(null, "", `#layer=${encodeURIComponent(layer.name)}`);
     if (scroll) { if (instant) root.classList.add("all"); table.row(index).scrollIntoView({block: instant ? "center" : narrow.matches ? "start" : "nearest"}); }
+    performance.mark("told");
     await figures.show(index);
   }
   function close() {

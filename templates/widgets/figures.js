@@ -97,13 +97,11 @@ const figures = (() => {
     const script = document.createElement("script");                   // its hash is in the page's security policy
     script.textContent = await bokeh;
     document.body.append(script);
-    performance.mark("loaded");
     Bokeh.logger.set_level?.("error");
     build();
     latest = index;
     paint();
     await view(STRIPS);
-    performance.mark("embedded");
     for (const name of STRIPS) $(`#fig-${name}`).addEventListener("dblclick", () => setRange(shared.x, zoomed));
     setTimeout(() => view(SMALL));
   }

@@ -43,7 +43,6 @@ const words = {
 };
 
 // Channel arrays of the selected layer, as float32 views on one buffer; one set for a report, two for a comparison.
-performance.mark("start");
 const data = await (async () => {
   const [summary, bytes] = await Promise.all([unpack("payload").then((r) => r.json()), unpack("channels").then((r) => r.arrayBuffer())]);
   const count = bytes.byteLength / 4, planes = new Uint8Array(bytes), whole = new Uint8Array(bytes.byteLength);

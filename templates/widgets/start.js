@@ -1,5 +1,4 @@
 // Everything is in place: show the layer that the address names, or the worst.
-performance.mark("wired");
 tools.showTheme();
 $("[data-test=filter]")?.value && table.filter();
 addEventListener("hashchange", () => { const i = detail.fromHash(); if (i >= 0) detail.select(i, {scroll: true}); });
