@@ -181,23 +181,26 @@ def _details(analysis: Analysis) -> list[str]:
     if worst is not None and worst.noise_share > 0:
         kept = decibels(1.0, worst.noise_share)
         details.append(
-            f"In the noisiest usable layer, {visible(worst.name)}, a quarter of the channels lose"
+            f"In the noisiest {'' if len(usable) == len(analysis.layers) else 'usable '}layer, {visible(worst.name)}, a"
+            f" quarter of the channels lose"
             f" {percent(worst.noise_share)} or more of their power to rounding ({kept:.1f} dB)."
         )
         fixed = [x for x in analysis.layers if x.severity in (Severity.PROBLEM, Severity.WATCH)]
         if fixed:
             limit = 10 ** (-analysis.thresholds.watch_db / 10)
             cured = sum(layer.noise_share_channel <= limit for layer in fixed)
-            if len(fixed) > 1:
-                these = f"all {len(fixed)}" if cured == len(fixed) else f"{cured} of these {len(fixed)}"
-                details.append(f"A grid per channel would bring {these} below {percent(limit)}.")
-            else:
-                reach = "below" if cured else "down, but not below"
-                details.append(f"A grid per channel would bring it {reach} {percent(limit)}.")
+            details.append(f"A grid per channel would bring {_part(cured, len(fixed))} below {percent(limit)}.")
     details.append(
         "No data was run: the weights alone do not tell how much of a layer's noise reaches the output of the model."
     )
     return details
+
+
+def _part(number: int, total: int) -> str:
+    """``it``, ``both``, ``all 5``, ``2 of these 5``, ``none of these 5``."""
+    if number < total:
+        return f"{number or 'none'} of these {total}" if total > 1 else "it down, but not"
+    return {1: "it", 2: "both"}.get(total, f"all {total}")
 
 
 def _verdict_on_changes(comparison: Comparison) -> Document:
