@@ -28,6 +28,8 @@ html_show_copyright = False
 html_show_sourcelink = False
 
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_type_aliases = {name: name for name in ("FloatArray", "IntArray", "BoolArray")}
 autodoc_typehints = "signature"
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 80
@@ -105,8 +107,26 @@ def _rows_of_rules() -> Iterator[tuple[str, str, str]]:
             yield f"``{op}``", f"``{name}``", channels
 
 
+# Napoleon takes what stands before a colon in the first line of an attribute's docstring for its type. These two take
+# such docstrings out of its hands, and put them back.
+_attributes: dict[str, list[str]] = {}
+
+
+def before_napoleon(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:  # noqa: ARG001
+    if what in ("attribute", "property"):
+        _attributes[name] = lines[:]
+        lines.clear()
+
+
+def after_napoleon(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:  # noqa: ARG001
+    if what in ("attribute", "property"):
+        lines[:] = _attributes.pop(name)
+
+
 def setup(app: Sphinx) -> None:
-    """Add the directives."""
+    """Add the directives, and keep napoleon away from attributes."""
+    app.connect("autodoc-process-docstring", before_napoleon, priority=100)
+    app.connect("autodoc-process-docstring", after_napoleon, priority=900)
     app.add_directive("supported-layers", SupportedLayers)
     app.add_directive("command-help", CommandHelp)
     app.add_directive("report-screenshot", ReportScreenshot)
