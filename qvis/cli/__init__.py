@@ -80,15 +80,19 @@ def _run(arguments: Sequence[str] | None) -> int:
     from qvis.errors import QvisError
 
     try:
-        arguments = None if arguments is None else list(arguments)
-        code = typer.main.get_command(app).main(arguments, prog_name="qvis", standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        # Typer's own main would end the process by itself on an interruption or a broken pipe
+        command = typer.main.get_command(app)
+        with command.make_context("qvis", list(sys.argv[1:] if arguments is None else arguments)) as context:
+            command.invoke(context)
+        return 0
+    except typer.Exit as end:
+        return int(end.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return _complain("interrupted", INTERRUPTED)
     except UsageError as error:
-        context = getattr(error, "ctx", None)
-        command = context.command_path if context else "qvis"
-        return _complain(f"{error.format_message().rstrip('.')}; see: {command} --help")  # type: ignore[attr-defined]
+        where = getattr(error, "ctx", None)
+        see = where.command_path if where else "qvis"
+        return _complain(f"{error.format_message().rstrip('.')}; see: {see} --help")  # type: ignore[attr-defined]
     except QvisError as error:
         if os.environ.get("QVIS_DEBUG"):
             raise

@@ -16,7 +16,11 @@ def print_table(document: Document, all_rows: bool = False) -> None:
 
     from qvis.report.terminal import print_document
 
-    print_document(document, Console(highlight=False), all_rows=all_rows)
+    console = Console(highlight=False)
+    # captured, since rich ends the process by itself where the reader of stdout has gone away
+    with console.capture() as capture:
+        print_document(document, console, all_rows=all_rows)
+    sys.stdout.write(capture.get())
 
 
 def print_report(report: Report, document: Document, *, as_json: bool, all_rows: bool) -> None:
