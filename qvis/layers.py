@@ -99,7 +99,8 @@ class ChannelStatistics:
     @cached_property
     def range(self) -> FloatArray:
         """max - min."""
-        return self.max - self.min
+        with np.errstate(over="ignore"):
+            return self.max - self.min
 
     @cached_property
     def peak(self) -> FloatArray:
@@ -127,7 +128,8 @@ class RoundingNoise:
     """What rounding one layer to a symmetric signed grid does to its weights. Arrays have shape (channels,).
 
     The step is max|w| / (2^(bits-1) - 1) and rounding is to nearest, so no weight is clipped. Sums are over the finite
-    weights of a channel.
+    weights of a channel; where weights are so small or large that their squares leave floating point, both power and
+    noise are in units of a power of two, squared.
     """
 
     bits: int

@@ -10,7 +10,7 @@ import numpy as np
 
 from qvis.analysis.blocks import Pool, pool
 from qvis.analysis.problems import find_flags, find_reasons, noise_share
-from qvis.analysis.rounding import rounding_noise
+from qvis.analysis.rounding import checked_bits, rounding_noise
 from qvis.analysis.statistics import channel_statistics
 from qvis.layers import Analysis, FloatArray, Layer, LayerAnalysis, Network, Severity, Thresholds
 
@@ -52,6 +52,7 @@ def analyze_network(
     network: Network, *, bits: int = 8, thresholds: Thresholds | None = None, progress: Progress = iter
 ) -> Analysis:
     """The same for a network that an adapter has read."""
+    bits = checked_bits(bits)
     thresholds = thresholds or Thresholds()
     with pool() as workers:
         layers = tuple(analyze_layer(layer, bits, thresholds, workers) for layer in progress(network.layers))

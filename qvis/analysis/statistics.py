@@ -38,7 +38,7 @@ def channel_statistics(
         block = weight[rows]
         with np.errstate(invalid="ignore", over="ignore"):
             table = describe(block)
-        return table if table is not None else _describe_awkward(block, quartiles)
+            return table if table is not None else _describe_awkward(block, quartiles)
 
     tables = (pool or Pool()).map(describe_block, weight)
     columns = dict(zip(COLUMNS, np.concatenate(tables, axis=1), strict=True))

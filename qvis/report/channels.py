@@ -75,13 +75,18 @@ def _columns(part: dict[str, Any], starts: IntArray) -> Float32:
     for name, bit in FLAGS.items():
         flags[part["flags"][name]] += bit
     if starts.size == part["channels"]:
-        return np.array([starts, *(s[name] for name in COLUMNS[1:-1]), flags], dtype=np.float32)
+        return _float32([starts, *(s[name] for name in COLUMNS[1:-1]), flags])
     lows = [np.fmin.reduceat(s[name], starts) for name in ("min", "q25")]
     means = [_mean(s[name], starts) for name in ("q50", "mean")]
     highs = [np.fmax.reduceat(s[name], starts) for name in ("q75", "max", "std", "relative_range")]
     # a flag belongs to a channel that stands alone; what a group hides, the table of findings still counts
     alone = np.diff(starts, append=part["channels"]) == 1
-    return np.array([starts, *lows, *means, *highs, np.where(alone, flags[starts], 0)], dtype=np.float32)
+    return _float32([starts, *lows, *means, *highs, np.where(alone, flags[starts], 0)])
+
+
+def _float32(columns: Sequence[FloatArray | IntArray]) -> Float32:
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        return np.array(columns, dtype=np.float32)
 
 
 def _mean(values: FloatArray, starts: IntArray) -> FloatArray:
