@@ -28,7 +28,7 @@ def listed(channels: IntArray, most: int = 4) -> str:
 
 def percent(share: float) -> str:
     """A share as a percentage of two significant digits: ``1.2 %``, ``0.0034 %``."""
-    value = 100 * share
+    value = float(f"{100 * share:.2g}")
     if value == 0:
         return "0 %"
     if value < 1e-4:
@@ -39,6 +39,7 @@ def percent(share: float) -> str:
 
 def short(value: float) -> str:
     """A ratio in three digits: ``8.12``, ``56.1k``."""
+    value = float(f"{value:.3g}")
     for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= limit:
             return f"{value / limit:.3g}{suffix}" if value < 1e12 else f"{value:.0e}"

@@ -80,9 +80,10 @@ class LayerChange:
         before, after = self.before.noise_share, self.after.noise_share
         if not (np.isfinite(before) and np.isfinite(after)):
             return f"{str(self.before.severity).capitalize()} before, {self.after.severity} after."
+        gain = f" ({self.gain_db:+.1f} dB)" if np.isfinite(self.gain_db) else ""
         return (
             f"A quarter of the channels lose {percent(after)} or more of their power to rounding on one grid for the"
-            f" tensor; before it was {percent(before)} ({self.gain_db:+.1f} dB)."
+            f" tensor; before it was {percent(before)}{gain}."
         )
 
 

@@ -216,7 +216,9 @@ def _verdict_on_changes(comparison: Comparison) -> Document:
     else:
         sentence += [(f"{better} of {count(total, 'layer')} will round better", "strong"), (" than before", "")]
         sentence += [(" and ", ""), (f"{worse} worse", "problem" if worse else "")]
-        sentence += [(f"; {same + unchanged} stay as they were" if same + unchanged else "", ""), (".", "")]
+        rest = same + unchanged
+        stays = "stays as it was" if rest == 1 else "stay as they were"
+        sentence += [(f"; {rest} {stays}" if rest else "", ""), (".", "")]
     details = []
     for level in (Severity.UNUSABLE, Severity.PROBLEM, Severity.WATCH):
         was = sum(change.before.severity is level for change in comparison.layers)
