@@ -156,8 +156,9 @@ def refuse_foreign(path: Path, mark: bytes) -> None:
 
 
 def write_all(files: dict[Path, str]) -> None:
-    """Write beside the targets first, then rename, so that a failure leaves no half file behind."""
+    """Write beside the targets first, then rename, so that a failure leaves all as it was."""
     written: list[tuple[str, Path]] = []
+    replaced: list[tuple[Path, bytes | None]] = []
     target = Path()
     try:
         for target, text in files.items():
@@ -167,13 +168,27 @@ def write_all(files: dict[Path, str]) -> None:
                 file.write(text.encode("utf-8", errors="replace"))
             os.chmod(temporary, 0o666 & ~_umask())
         for temporary, target in written:
+            before = target.read_bytes() if target.exists() else None
             os.replace(temporary, target)
-    except OSError as error:
+            replaced.append((target, before))
+    except BaseException as error:
+        for done, before in replaced:
+            _restore(done, before)
+        if not isinstance(error, OSError):
+            raise
         raise OutputError(f"out_dir: cannot write {str(target)!r}: {error.strerror}; choose another folder") from error
     finally:
         for temporary, _ in written:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+
+def _restore(path: Path, content: bytes | None) -> None:
+    with contextlib.suppress(OSError):
+        if content is None:
+            path.unlink()
+        else:
+            path.write_bytes(content)
 
 
 def _umask() -> int:
