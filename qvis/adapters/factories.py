@@ -76,7 +76,8 @@ def _attribute(owner: object, name: str, spec: str) -> Any:
         return getattr(owner, name)
     except AttributeError as error:
         known = {one: value for one, value in getattr(owner, "__dict__", {}).items() if not one.startswith("_")}
-        own = [one for one, value in known.items() if getattr(value, "__module__", None) == getattr(owner, "__name__", None)]
+        home = getattr(owner, "__module__", getattr(owner, "__name__", None))  # of a class, of a module
+        own = [one for one, value in known.items() if getattr(value, "__module__", None) == home]
         near = get_close_matches(name, known) or own[:5]
         hint = f"; there is {' or '.join(map(repr, near))}" if near else ""
         raise BadArgumentError(f"model: there is no {name!r} in {spec!r}{hint}") from error
