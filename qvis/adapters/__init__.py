@@ -18,11 +18,11 @@ from typing import Any, Protocol, cast
 from qvis.errors import BadArgumentError, UnknownLayerError, UnsupportedModelError, suggest
 from qvis.layers import Layer, Network
 
-BUILT_IN = ("exported", "torch")
-"""Modules of this package, asked in this order."""
+BUILT_IN = ("exported", "keras", "torch")
+"""Modules of this package, asked in this order. A Keras model on the torch backend is a module too."""
 PLUGINS = "qvis.adapters"
 """The entry point group of adapters from other packages, asked after the built-in ones."""
-ACCEPTED = "a torch.nn.Module, an exported program, or the path of a .pt2 file"
+ACCEPTED = "a torch.nn.Module, a Keras model, an exported program, or the path of a .pt2 file"
 
 
 class Adapter(Protocol):
@@ -126,6 +126,7 @@ def _select(network: Network, selected_layers: str | Iterable[str]) -> tuple[Lay
     for one in wanted:
         # A name may hold brackets or stars, so that it is only taken for a pattern when it is nobody's name.
         matched = {layer for layer, spellings in names.items() if one in spellings}
+        matched = matched or {layer for layer in names if _lies_on(one.removeprefix(f"{network.name}/"), layer)}
         matched = matched or {layer for layer, known in names.items() if any(fnmatchcase(n, one) for n in known)}
         if not matched:
             raise UnknownLayerError(f"selected_layers: no layer matches {one!r}{_explain(network, one)}")
@@ -136,8 +137,14 @@ def _select(network: Network, selected_layers: str | Iterable[str]) -> tuple[Lay
 def _spellings(layer: Layer) -> Iterator[str]:
     """All that a layer answers to: its names, and the modules around them."""
     for name in (layer.name, *layer.aliases):
-        parts = name.split(".")
-        yield from (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+        for mark in "./":
+            parts = name.split(mark)
+            yield from (mark.join(parts[:end]) for end in range(1, len(parts) + 1))
+
+
+def _lies_on(path: str, layer: str) -> bool:
+    """Whether a layer of Keras is, or is inside, the one that ``path`` means without the models around it."""
+    return "/" in layer and f"/{path}/" in f"/{layer}/"
 
 
 def _explain(network: Network, wanted: str) -> str:

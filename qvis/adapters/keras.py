@@ -1,0 +1,153 @@
+"""Reads a Keras model in memory: Keras 3 on any backend, and Keras 2 (``tf_keras``).
+
+Layers are named as Keras names them, by the path inside the model: ``encoder/attention/query``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from qvis.adapters.keras_parts import RULES
+from qvis.adapters.keras_units import AnyArray, Unit, Variable, collect
+from qvis.errors import UnsupportedModelError
+from qvis.layers import Network
+
+_PACKAGES = ("keras", "tf_keras")
+
+
+def handles(model: object) -> bool:
+    """Whether ``model`` is a Keras model or layer. Does not import Keras: without it there is no such object."""
+    return _package(model) is not None
+
+
+def read(model: Any) -> Network:
+    """List the weights of a model in the order of its layers, each layer once however often it is used.
+
+    Nothing of the model is touched: not its weights, trainable flags or optimizer, and not the state of the random
+    generators; no layer is called.
+
+    Raises
+    ------
+    UnsupportedModelError
+        The model was not built yet, so that it has no weights.
+    """
+    found = list(_units(model, "", None, frozenset()))
+    network = collect(found, str(model.name), _framework(model))
+    if not any(unit.variables for unit in found) and not _is_built(model):
+        raise UnsupportedModelError(
+            f"model: the Keras model {model.name!r} is not built yet, so that it has no weights; "
+            "call it once on an example input, or model.build(input_shape), then pass it again"
+        )
+    return network
+
+
+def _package(model: object) -> Any:
+    """The package the model's class comes from."""
+    for name in _PACKAGES:
+        package = sys.modules.get(name)
+        layer = getattr(getattr(package, "layers", None), "Layer", None)
+        if isinstance(layer, type) and isinstance(model, layer):
+            return package
+    return None
+
+
+def _framework(model: object) -> str:
+    return f"Keras {getattr(_package(model), '__version__', '')}".strip()
+
+
+def _is_built(model: Any) -> bool:
+    children = list(_children(model))
+    return bool(model.built) and all(_is_built(child) for child in children)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Which layers there are
+
+
+def _units(layer: Any, name: str, op: str | None, above: frozenset[int]) -> Iterator[Unit]:
+    """The layer and all inside it, outermost first. A layer in two places comes twice, and is told by its variables."""
+    op = op or _layer_type(layer)
+    yield Unit(name, op, _config(layer), tuple(_variables(layer, op)))
+    above = above | {id(layer)}
+    for child in _children(layer):
+        if id(child) in above:
+            continue
+        if child is getattr(layer, "cell", None):  # a recurrent layer and its cell are one to the user
+            yield from _units(child, name, op if op in RULES else None, above)
+        else:
+            yield from _units(child, f"{name}/{child.name}" if name else str(child.name), None, above)
+
+
+def _children(layer: Any) -> list[Any]:
+    found: list[Any] = layer._flatten_layers(include_self=False, recursive=False)
+    return found
+
+
+def _layer_type(layer: Any) -> str:
+    """The name of the Keras layer that a layer is, or is derived from; else of its own class."""
+    for cls in type(layer).__mro__:
+        if cls.__module__.partition(".")[0] in _PACKAGES and cls.__name__ in RULES:
+            return cls.__name__
+    return type(layer).__name__
+
+
+def _config(layer: Any) -> dict[str, Any]:
+    """What the rules ask for; ``get_config`` is the user's own code, and may fail."""
+    return {"equation": getattr(layer, "equation", ""), "dtype": {"config": {"mode": _mode(layer)}}}
+
+
+def _mode(layer: Any) -> str | None:
+    mode = getattr(layer, "quantization_mode", None)
+    return mode if isinstance(mode, str) else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Their variables
+
+
+def _variables(layer: Any, op: str) -> Iterator[Variable]:
+    is_keras_2 = not hasattr(layer, "_trainable_variables")
+    learned = layer._trainable_weights if is_keras_2 else layer._trainable_variables
+    kept = layer._non_trainable_weights if is_keras_2 else layer._non_trainable_variables
+    merged = _merged(layer)
+    for variable in [*learned, *kept]:
+        name = str(variable.name).rpartition("/")[2].partition(":")[0]
+        if merged is not None and name.startswith("lora_"):
+            continue
+        is_weight = name in RULES.get(op, {})
+        with_update = merged is not None and is_weight
+        yield Variable(
+            name=name,
+            shape=tuple(int(size) for size in variable.shape),
+            dtype=_name(variable.dtype),
+            key=id(variable),
+            read=partial(_numpy, layer if with_update else variable, merged if with_update else None),
+            notes=("computed with its LoRA update",) if with_update else (),
+            learned=is_weight or any(variable is one for one in learned),
+        )
+
+
+def _merged(layer: Any) -> str | None:
+    """The property that holds the kernel together with its low-rank update, None for a layer without one."""
+    if not getattr(layer, "lora_enabled", False) or _mode(layer) is not None:
+        return None
+    return "embeddings" if hasattr(type(layer), "embeddings") else "kernel"
+
+
+def _numpy(holder: Any, attribute: str | None) -> AnyArray:
+    value = holder if attribute is None else getattr(holder, attribute)
+    if hasattr(value, "detach"):  # a torch tensor
+        value = value.detach().cpu()
+        value = value.double() if str(value.dtype) == "torch.float64" else value.float()
+    elif hasattr(value, "value") and hasattr(sys.modules.get("keras"), "ops"):
+        return np.asarray(sys.modules["keras"].ops.convert_to_numpy(value))
+    return np.asarray(value.numpy() if hasattr(value, "numpy") else value)
+
+
+def _name(dtype: object) -> str:
+    return str(getattr(dtype, "name", dtype)).removeprefix("torch.")
