@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from qvis.analysis.matching import match_layers
 from qvis.layers import Analysis, ChannelStatistics, LayerAnalysis, Reason, Severity, Skipped, decibels
 from qvis.words import percent
 
@@ -113,17 +114,6 @@ class Comparison:
 
 
 def compare(before: Analysis, after: Analysis) -> Comparison:
-    """Match the layers of two analyses by name; those in one model only, or of another shape, are named as such."""
-    old = {layer.name: layer for layer in before.layers}
-    new = {layer.name: layer for layer in after.layers}
-    changes, unmatched = [], []
-    for name, layer in new.items():
-        if name not in old:
-            unmatched.append(Skipped(name, "only in the new model"))
-        elif old[name].shape != layer.shape:
-            was, now = ("×".join(map(str, shape)) for shape in (old[name].shape, layer.shape))
-            unmatched.append(Skipped(name, f"its shape was {was} and is {now}"))
-        else:
-            changes.append(LayerChange(old[name], layer))
-    unmatched += [Skipped(name, "only in the old model") for name in old if name not in new]
-    return Comparison(before, after, tuple(changes), tuple(unmatched))
+    """Pair the layers of two analyses (see :func:`qvis.analysis.matching.match_layers`), and name those left over."""
+    pairs, unmatched = match_layers(before, after)
+    return Comparison(before, after, tuple(LayerChange(*pair) for pair in pairs), tuple(unmatched))

@@ -1,0 +1,86 @@
+"""Which layers are paired when two models are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from qvis.analysis import analyze_network
+from qvis.analysis.matching import match_layers
+from qvis.layers import Analysis, FloatArray, Layer, Network
+
+
+def analysis(framework: str, weights: dict[str, FloatArray]) -> Analysis:
+    """A model of the given matrices."""
+    layers = tuple(_layer(name, weight) for name, weight in weights.items())
+    return analyze_network(Network("model", framework, layers))
+
+
+def _layer(name: str, weight: FloatArray) -> Layer:
+    return Layer(name, "Linear", weight.shape, "float32", lambda: weight)
+
+
+@pytest.fixture
+def weights() -> list[FloatArray]:
+    """Four matrices, three of the same shape."""
+    random = np.random.default_rng(0)
+    return [random.standard_normal(shape).astype(np.float32) for shape in [(8, 27), (8, 27), (8, 27), (4, 8)]]
+
+
+def rounded(weight: FloatArray, bits: int = 8) -> FloatArray:
+    """The weight on an integer grid."""
+    step = np.abs(weight).max() / (2 ** (bits - 1) - 1)
+    return (np.rint(weight / step) * step).astype(np.float32)
+
+
+def names(pairs: list[tuple[object, object]]) -> list[tuple[str, str]]:
+    return [(old.name, new.name) for old, new in pairs]  # type: ignore[attr-defined]
+
+
+def test_within_a_framework_only_names_make_pairs(weights: list[FloatArray]) -> None:
+    before = analysis("PyTorch 2", {"a": weights[0], "b": weights[1]})
+    after = analysis("PyTorch 2", {"a": weights[1], "c": weights[1]})
+    pairs, unmatched = match_layers(before, after)
+    assert names(pairs) == [("a", "a")]
+    assert {(one.name, one.reason) for one in unmatched} == {
+        ("c", "only in the new model"),
+        ("b", "only in the old model"),
+    }
+
+
+@pytest.mark.parametrize("change", [lambda w: w, rounded, lambda w: w[:, ::-1].copy()], ids=["same", "int8", "permuted"])
+def test_across_formats_renamed_layers_are_found_by_their_weights(
+    weights: list[FloatArray], change: Callable[[FloatArray], FloatArray]
+) -> None:
+    before = analysis("Keras 3", {f"conv{i}": weight for i, weight in enumerate(weights)})
+    order = [2, 0, 3, 1]
+    after = analysis("TFLite 3", {f"tensor{i}": change(weights[i]) for i in order})
+    pairs, unmatched = match_layers(before, after)
+    assert names(pairs) == [(f"conv{i}", f"tensor{i}") for i in order]
+    assert unmatched == []
+
+
+def test_across_formats_other_weights_make_no_pair(weights: list[FloatArray]) -> None:
+    before = analysis("Keras 3", {"conv": weights[0]})
+    after = analysis("ONNX 1", {"node": weights[1]})
+    pairs, unmatched = match_layers(before, after)
+    assert pairs == []
+    assert {one.name for one in unmatched} == {"conv", "node"}
+    assert all("weights like these" in one.reason for one in unmatched)
+
+
+def test_layers_with_equal_weights_pair_in_order(weights: list[FloatArray]) -> None:
+    before = analysis("Keras 3", {"one": weights[0], "two": weights[0]})
+    after = analysis("ONNX 1", {"first": weights[0], "second": weights[0]})
+    pairs, unmatched = match_layers(before, after)
+    assert names(pairs) == [("one", "first"), ("two", "second")]
+    assert unmatched == []
+
+
+def test_a_layer_of_another_shape_is_named_with_both_shapes(weights: list[FloatArray]) -> None:
+    before, after = analysis("PyTorch 2", {"a": weights[0]}), analysis("PyTorch 2", {"a": weights[3]})
+    pairs, unmatched = match_layers(before, after)
+    assert pairs == []
+    assert [(one.name, one.reason) for one in unmatched] == [("a", "its shape was 8×27 and is 4×8")]
