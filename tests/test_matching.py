@@ -50,7 +50,10 @@ def test_within_a_framework_only_names_make_pairs(weights: list[FloatArray]) -> 
     }
 
 
-@pytest.mark.parametrize("change", [lambda w: w, rounded, lambda w: w[:, ::-1].copy()], ids=["same", "int8", "permuted"])
+CHANGES = {"same": lambda w: w, "int8": rounded, "permuted": lambda w: w[:, ::-1].copy()}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_across_formats_renamed_layers_are_found_by_their_weights(
     weights: list[FloatArray], change: Callable[[FloatArray], FloatArray]
 ) -> None:
