@@ -62,7 +62,7 @@ clean:
 
 .venv/.test: .venv/.torch $(METADATA)
 	@echo 'Installing what the tests need'
-	@$(INSTALL) -e '.[torch,test]'
+	@$(INSTALL) -e '.[torch,tensorflow,test]'
 	@touch $@
 
 .venv/.docs: .venv/.made $(METADATA)

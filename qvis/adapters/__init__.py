@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast
 from qvis.errors import BadArgumentError, UnknownLayerError, UnsupportedModelError, suggest
 from qvis.layers import Layer, Network
 
-BUILT_IN = ("exported", "keras", "torch")
+BUILT_IN = ("exported", "keras", "keras_files", "torch")
 """Modules of this package, asked in this order. A Keras model on the torch backend is a module too."""
 PLUGINS = "qvis.adapters"
 """The entry point group of adapters from other packages, asked after the built-in ones."""

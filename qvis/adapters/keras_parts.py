@@ -175,6 +175,12 @@ def projection(name: str) -> Config | None:
     return None if summed is None else {"summed": summed}
 
 
+def position(name: str) -> int:
+    """Where a layer stands among those inside an attention layer."""
+    name = name.lstrip("_")
+    return list(_PROJECTIONS).index(name) if name in _PROJECTIONS else -1
+
+
 def variable_names(op: str, config: Config, count: int) -> list[str]:
     """The names of a layer's variables where a file only numbers them: first the weights, then what else there is."""
     names: list[str] = []
@@ -214,7 +220,7 @@ def snake(name: str) -> str:
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
-_BY_SNAKE = {snake(op): op for op in RULES}
+_BY_SNAKE = {snake(op): op for op in (*RULES, "BatchNormalization", "SyncBatchNormalization", "Normalization")}
 
 
 def type_named(name: str) -> str | None:

@@ -1,0 +1,171 @@
+"""Reads ``.keras`` and ``.h5`` files of Keras 3 and Keras 2, whole models and weights alone, without Keras.
+
+Nothing in them is executed. The weights are arrays, and the configuration that says what they are for is JSON.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import mmap
+import struct
+import zipfile
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qvis.adapters import keras_config
+from qvis.adapters.keras_units import Collector
+from qvis.adapters.stored import reading
+from qvis.errors import BadArgumentError
+from qvis.layers import Network
+
+if TYPE_CHECKING:
+    import h5py
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_CONFIG, _WEIGHTS, _METADATA = "config.json", "model.weights.h5", "metadata.json"
+_SUFFIXES = (".keras", ".h5", ".hdf5")
+_LARGEST_CONFIG = 1 << 28
+_WAY_OUT = "save it anew with model.save, or pass the model itself"
+
+
+def handles(model: object) -> bool:
+    """Whether it is a file, or an unpacked ``.keras`` folder, of Keras: by what it holds, and only then by its name."""
+    if not isinstance(model, Path):
+        return False
+    if model.is_dir():
+        return (model / _WEIGHTS).is_file() and (model / _CONFIG).is_file()
+    try:
+        with model.open("rb") as file:
+            start = file.read(len(_HDF5))
+        if start == _HDF5:
+            return True
+        if zipfile.is_zipfile(model):
+            with zipfile.ZipFile(model) as archive:
+                names = set(archive.namelist())
+            others = any(name.endswith((".npy", "data.pkl")) for name in names)
+            return {_CONFIG, _WEIGHTS} <= names or (model.suffix.lower() == ".keras" and not others)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        pass
+    return model.suffix.lower() in _SUFFIXES
+
+
+def read(model: Path) -> Network:
+    """List the weights of a file in the order of the model's layers; the optimizer's are left out.
+
+    Raises
+    ------
+    BadArgumentError
+        The file is damaged, encrypted, holds no weights or is of another kind.
+    """
+    with reading(model, "damaged, or no file of Keras", _WAY_OUT):
+        if model.is_dir():
+            config, version = _text(model / _CONFIG), _text(model / _METADATA)
+            return _network(model, _open(model / _WEIGHTS), config, version)
+        with model.open("rb") as file:
+            start = file.read(len(_HDF5))
+        if start == _HDF5:
+            return _network(model, _open(model), None, None)
+        if not start.startswith(b"PK"):
+            what = "is empty" if not start else "is neither a .keras nor an HDF5 file, whatever its name says"
+            raise BadArgumentError(f"model: {str(model)!r} {what}; {_WAY_OUT}")
+        with zipfile.ZipFile(model) as archive:
+            return _unpack(model, archive)
+
+
+def _unpack(path: Path, archive: zipfile.ZipFile) -> Network:
+    entries = {entry.filename: entry for entry in archive.infolist()}
+    if any(entry.flag_bits & 1 for entry in entries.values()):
+        raise BadArgumentError(f"model: {str(path)!r} is encrypted; unpack it with its password, then pack it without")
+    if _WEIGHTS not in entries:
+        kind = "weights in a form that qvis does not read" if "model.weights.npz" in entries else "no weights"
+        raise BadArgumentError(f"model: {str(path)!r} holds {kind} (no {_WEIGHTS!r}); {_WAY_OUT}")
+
+    def text(name: str) -> Any:
+        if name not in entries:
+            return None
+        if entries[name].file_size > _LARGEST_CONFIG:
+            raise ValueError(f"{name} is too large")
+        return json.loads(archive.read(entries[name]))
+
+    weights = _Section.of(path, entries[_WEIGHTS]) or io.BytesIO(archive.read(entries[_WEIGHTS]))
+    return _network(path, _open(weights), text(_CONFIG), text(_METADATA))
+
+
+def _network(path: Path, root: h5py.File, config: Any, metadata: Any) -> Network:
+    from qvis.adapters.keras_h5 import File, attribute
+
+    if config is None:
+        stored = attribute(root, "model_config")
+        config = json.loads(stored) if isinstance(stored, str) else None
+    specs = keras_config.specs(config) if config is not None else []
+    guard = partial(reading, path, "damaged", _WAY_OUT)
+    units = File(root, specs, guard).units()
+    if units is None:
+        raise BadArgumentError(f"model: {str(path)!r} is an HDF5 file without weights that Keras wrote; {_WAY_OUT}")
+    found = Collector()
+    for spec in specs:
+        if spec.op == "Lambda":
+            found.skip(spec.name, "is a Lambda layer: its code is not run, and it has no weights of its own")
+    for unit in units:
+        found.add(unit)
+    name = keras_config.model_name(config) or attribute(root.get("vars", root), "name")
+    if not isinstance(name, str) or not name:
+        name = path.name.removesuffix(path.suffix).removesuffix(".weights")
+    version = metadata.get("keras_version") if isinstance(metadata, dict) else None
+    version = version or attribute(root, "keras_version") or attribute(root.get("model_weights", root), "keras_version")
+    return found.network(name, f"Keras {version}" if isinstance(version, str) else "Keras")
+
+
+def _text(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
+def _open(file: Path | io.RawIOBase | io.BytesIO) -> h5py.File:
+    import h5py
+
+    return h5py.File(file, "r")
+
+
+class _Section(io.RawIOBase):
+    """A part of a file as a file of its own, so that HDF5 reads from the archive only what it is asked for."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.data = data
+        self.position = 0
+
+    @classmethod
+    def of(cls, path: Path, entry: zipfile.ZipInfo) -> _Section | None:
+        """The bytes of an entry that is not compressed."""
+        if entry.compress_type != zipfile.ZIP_STORED:
+            return None
+        with path.open("rb") as file:
+            mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        # The entry's own header repeats its name, and may be padded otherwise than the directory says.
+        name_length, extra_length = struct.unpack_from("<HH", mapped, entry.header_offset + 26)
+        start = entry.header_offset + 30 + name_length + extra_length
+        if start + entry.file_size > len(mapped):
+            raise ValueError(f"{entry.filename} reaches beyond the end of the file")
+        return cls(mapped[start : start + entry.file_size])
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: len(self.data)}[whence]
+        self.position = base + offset
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        target = memoryview(buffer).cast("B")
+        piece = self.data[self.position : self.position + len(target)]
+        target[: len(piece)] = piece
+        self.position += len(piece)
+        return len(piece)

@@ -1,0 +1,221 @@
+"""Finds the layers in an HDF5 file of Keras: the numbered arrays of Keras 3, and the named ones of Keras 2.
+
+Arrays are found now and read later, one by one. Links are not followed: they could point at other files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qvis.adapters.keras_config import Spec
+from qvis.adapters.keras_guess import guess
+from qvis.adapters.keras_parts import RULES, position, projection, type_named, variable_names
+from qvis.adapters.keras_units import AnyArray, Unit, Variable
+from qvis.adapters.stored import natural
+
+if TYPE_CHECKING:
+    import h5py
+
+    Guard = AbstractContextManager[None]
+
+_NO_LAYERS = {"vars", "optimizer", "_optimizer", "metrics", "_metrics", "_compile_metrics", "_loss_tracker"}
+_DEPTH = 100
+_OLD_LAYERS = "_layer_checkpoint_dependencies"
+"""What the group of a model's layers is called in files of Keras 2.12."""
+
+
+class File:
+    """An open file, and what is known about its layers."""
+
+    def __init__(self, root: h5py.File, specs: Sequence[Spec], guard: Any) -> None:
+        self.root = root
+        self.specs = specs
+        self.guard = guard
+        """Makes a context in which a failure to read becomes an error about the file."""
+        self.by_place = {spec.place: spec for spec in reversed(specs)}
+        self.order = {spec.place: index for index, spec in reversed(list(enumerate(specs)))}
+        self.by_name: dict[str, Spec] = {}
+        for spec in specs:
+            if spec.name not in self.by_name or self.by_name[spec.name].op not in RULES:
+                self.by_name[spec.name] = spec
+
+    def units(self) -> list[Unit] | None:
+        """The layers with arrays; None where the file is not one of Keras."""
+        if "model_weights" in self.root:
+            return list(self._named(child(self.root, "model_weights")))
+        if attribute(self.root, "layer_names") is not None:
+            return list(self._named(self.root))
+        found = list(self._numbered(self.root, "", "", "", 0))
+        return found or None
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Keras 3: layers/conv2d/vars/0
+
+    def _numbered(self, group: h5py.Group, place: str, name: str, op: str, depth: int) -> Iterator[Unit]:
+        if depth > _DEPTH:
+            raise ValueError("groups are nested too deeply")
+        spec = self.by_place.get(place)
+        held = child(group, "vars") if "vars" in group else {}
+        keys = sorted(held, key=natural)
+        if keys:
+            arrays = [child(held, key) for key in keys]
+            config = dict(spec.config) if spec else {}
+            op = spec.op if spec else op
+            names = variable_names(op, config, len(keys)) if all(key.isdigit() for key in keys) else keys
+            yield self._unit(name, op, config, dict(zip(names, arrays, strict=True)), known=spec is not None)
+        skipped = _NO_LAYERS if depth == 0 else {"vars"}
+        children = [key for key in group if key not in skipped]
+        children.sort(
+            key=lambda key: (self.order.get(self._place(place, key), len(self.order)), position(key), natural(key))
+        )
+        for key in children:
+            inner = child(group, key)
+            if not hasattr(inner, "keys"):
+                continue
+            where = self._place(place, key)
+            title, kind = self._describe(inner, where, key, name, op)
+            yield from self._numbered(inner, where, title, kind, depth + 1)
+
+    def _place(self, place: str, key: str) -> str:
+        key = "layers" if key == _OLD_LAYERS else key
+        return f"{place}/{key}" if place else key
+
+    def _describe(self, group: h5py.Group, place: str, key: str, name: str, op: str) -> tuple[str, str]:
+        """The name and type of a layer that its group's own name and that of the group around it tell."""
+        spec = self.by_place.get(place)
+        if spec is not None:
+            return spec.name, spec.op
+        if "vars" not in group:  # a list of layers, or a layer without arrays
+            return name, op
+        own = attribute(child(group, "vars"), "name")
+        own = own if isinstance(own, str) and own else key
+        if key == "cell":
+            return name, op if op in RULES else type_named(own) or ""
+        plain = own.removeprefix("forward_").removeprefix("backward_")  # inside a Bidirectional
+        return f"{name}/{own}" if name else own, type_named(key) or type_named(plain) or ""
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Keras 2, and Keras 3 for .h5 files of whole models: conv1/conv1/kernel:0
+
+    def _named(self, root: h5py.Group) -> Iterator[Unit]:
+        for layer in [*_texts(root, "layer_names"), "top_level_model_weights"]:
+            if layer not in root:
+                continue
+            group = child(root, layer)
+            units: dict[str, dict[str, Any]] = {}
+            for path in _texts(group, "weight_names"):
+                array = group
+                for step in path.split("/"):
+                    array = child(array, step) if step else array
+                owner, _, variable = path.rpartition("/")
+                title = self._owner(layer, owner.split("/") if owner else [])
+                units.setdefault(title, {})[variable.partition(":")[0]] = array
+            for title, arrays in units.items():
+                spec = self.by_name.get(title)
+                plain = title.rpartition("/")[2].removeprefix("forward_").removeprefix("backward_")
+                op = spec.op if spec else type_named(plain) or ""
+                yield self._unit(title, op, dict(spec.config) if spec else {}, arrays, known=spec is not None)
+
+    def _owner(self, layer: str, steps: list[str]) -> str:
+        """The path of the layer that an array is of; ``steps`` may leave out nested models, or start with the whole."""
+        if layer == "top_level_model_weights":
+            return "/".join(steps[1:])
+        for end in range(len(steps), 0, -1):
+            names = [name for name in self.by_name if _is_inside(name, layer) and name.split("/")[-1] == steps[end - 1]]
+            if names:
+                best = max(names, key=lambda name: len(set(name.split("/")) & set(steps)))
+                return "/".join([best, *_without_cells(steps[end:])])
+        if layer in steps:
+            steps = steps[steps.index(layer) + 1 :]
+        return "/".join([layer, *_without_cells(steps)])
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _unit(self, name: str, op: str, config: dict[str, Any], arrays: Mapping[str, Any], *, known: bool) -> Unit:
+        for array in arrays.values():
+            if not hasattr(array, "shape") or array.shape is None:
+                raise ValueError(f"{array.name!r} is no array")
+        shapes = {key: tuple(array.shape) for key, array in arrays.items()}
+        notes: tuple[str, ...] = ()
+        summed = projection(name.rpartition("/")[2]) if "/" in name else None
+        if not known and op in ("", "EinsumDense") and summed is not None and len(next(iter(shapes.values()))) >= 3:
+            op, config = "EinsumDense", {**summed}
+        elif not known and not op:
+            op, config = guess(shapes)
+            if op:
+                notes = ("the type of the layer is guessed from the shapes of its arrays",)
+        if not known and op in RULES and "0" in arrays:
+            names = variable_names(op, config, len(arrays))
+            arrays = dict(zip(names, arrays.values(), strict=True))
+        return Unit(name, op, config, tuple(self._variable(op, key, one, notes) for key, one in arrays.items()))
+
+    def _variable(self, op: str, name: str, array: h5py.Dataset, notes: tuple[str, ...]) -> Variable:
+        import h5py
+
+        stem, _, number = name.rpartition("_")
+        if number.isdigit() and stem in RULES.get(op, {}):  # Keras 2 numbers the variables of some copied layers
+            name = stem
+        dtype = _dtype(array)
+
+        def read() -> AnyArray:
+            with self.guard():
+                values: AnyArray = array[...]
+                if dtype == "bfloat16":
+                    words: AnyArray = values.view("<u2").astype(np.uint32) << np.uint32(16)
+                    values = words.view(np.float32)
+                return values
+
+        key = h5py.h5o.get_info(array.id).addr
+        return Variable(name, tuple(array.shape), dtype, key, read, notes)
+
+
+def child(group: Any, name: str) -> Any:
+    """What a group holds under a name, as long as it lies in the same file."""
+    import h5py
+
+    link = group.get(name, getlink=True)
+    if link is None:
+        raise KeyError(f"{name!r} is missing in {group.name!r}")
+    if not isinstance(link, h5py.HardLink):
+        raise ValueError(f"{name!r} in {group.name!r} is a link, which could point outside the file")
+    found = group[name]
+    if isinstance(found, h5py.Dataset) and (found.external or found.is_virtual):
+        raise ValueError(f"{found.name!r} keeps its numbers in another file")
+    return found
+
+
+def attribute(group: Any, name: str) -> Any:
+    """An attribute, text as text; those that Keras splits are found by their first part."""
+    attributes = group.attrs
+    value = attributes.get(name, attributes.get(f"{name}0"))
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _texts(group: h5py.Group, name: str) -> list[str]:
+    """An attribute that is a list of texts, put together from its parts."""
+    parts = [group.attrs[name]] if name in group.attrs else []
+    while not parts or len(parts) <= len(group.attrs):
+        key = f"{name}{len(parts)}"
+        if name in group.attrs or key not in group.attrs:
+            break
+        parts.append(group.attrs[key])
+    texts = [text for part in parts for text in np.asarray(part).reshape(-1).tolist()]
+    return [text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text) for text in texts]
+
+
+def _dtype(array: h5py.Dataset) -> str:
+    if attribute(array, "dtype") == "bfloat16" or array.dtype == np.dtype("V2"):
+        return "bfloat16"
+    return str(array.dtype.name)
+
+
+def _is_inside(name: str, layer: str) -> bool:
+    return name == layer or name.startswith(f"{layer}/")
+
+
+def _without_cells(steps: list[str]) -> list[str]:
+    return [step for step in steps if not step.startswith(("lstm_cell", "gru_cell", "simple_rnn_cell", "stacked_rnn"))]
