@@ -45,6 +45,8 @@ class Layer:
     """Other names under which the model holds the very same tensor (tied weights)."""
     notes: tuple[str, ...] = ()
     """What a reader must know about the numbers, such as that they were dequantized."""
+    along: Callable[[int], Layer] | None = field(default=None, repr=False, compare=False)
+    """Gives the same tensor with its output channels along another axis; None where the model says which axis it is."""
 
     @property
     def weight(self) -> FloatArray:

@@ -112,7 +112,7 @@ def test_a_file_of_an_unknown_type_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.xyz").write_text("?")
     with pytest.raises(UnsupportedModelError, match=r"cannot read the file '.*model.xyz'; give"):
         adapters.read(tmp_path / "model.xyz")
-    with pytest.raises(UnsupportedModelError, match="cannot read the file"):
+    with pytest.raises(UnsupportedModelError, match="cannot read the folder"):
         adapters.read(tmp_path)
 
 

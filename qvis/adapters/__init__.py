@@ -6,7 +6,7 @@ An adapter is a module of this package, or an object that another package offers
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from importlib import import_module
@@ -18,11 +18,12 @@ from typing import Any, Protocol, cast
 from qvis.errors import BadArgumentError, UnknownLayerError, UnsupportedModelError, suggest
 from qvis.layers import Layer, Network
 
-BUILT_IN = ("exported", "keras", "keras_files", "torch")
-"""Modules of this package, asked in this order. A Keras model on the torch backend is a module too."""
+BUILT_IN = ("exported", "keras", "keras_files", "torch", "checkpoint")
+"""Modules of this package, asked in this order. A Keras model on the torch backend is a module too, and some files are
+known by what they are named only."""
 PLUGINS = "qvis.adapters"
 """The entry point group of adapters from other packages, asked after the built-in ones."""
-ACCEPTED = "a torch.nn.Module, a Keras model, an exported program, or the path of a .pt2 file"
+ACCEPTED = "a torch.nn.Module, a Keras model, an exported program, or the path of a .pt2 file or a checkpoint"
 
 
 class Adapter(Protocol):
@@ -37,7 +38,13 @@ class Adapter(Protocol):
         ...
 
 
-def read(model: object, selected_layers: str | Iterable[str] | None = None, *, name: str | None = None) -> Network:
+def read(
+    model: object,
+    selected_layers: str | Iterable[str] | None = None,
+    *,
+    name: str | None = None,
+    channel_axis: int | Mapping[str, int] | None = None,
+) -> Network:
     """Read the layers of a model.
 
     Parameters
@@ -49,15 +56,19 @@ def read(model: object, selected_layers: str | Iterable[str] | None = None, *, n
         stays the model's.
     name
         What to call the model. Default: the name of its class or file.
+    channel_axis
+        The axis of the output channels for tensors of a bare checkpoint, where nothing says which it is: one number for
+        all of them, or numbers by name or pattern, of which a later one overrides an earlier.
 
     Raises
     ------
     UnsupportedModelError
         ``model`` is nothing that an adapter reads, or it holds no weights.
     UnknownLayerError
-        An entry of ``selected_layers`` matches no layer.
+        An entry of ``selected_layers`` or ``channel_axis`` matches no layer.
     BadArgumentError
-        A path that does not exist, or ``selected_layers`` that are no names.
+        A path that does not exist, ``selected_layers`` that are no names, or a ``channel_axis`` for a layer whose axis
+        is another one for sure.
     """
     if isinstance(model, (str, PathLike)):
         model = _existing(model)
@@ -69,6 +80,8 @@ def read(model: object, selected_layers: str | Iterable[str] | None = None, *, n
     if not network.layers:
         left_out = "".join(f"; {skipped.name!r} {skipped.reason}" for skipped in network.skipped[:3])
         raise UnsupportedModelError(f"model: {network.name} holds no weights that could be reported on{left_out}")
+    if channel_axis is not None:
+        network = replace(network, layers=_turn(network, channel_axis))
     if selected_layers is not None:
         network = replace(network, layers=_select(network, selected_layers))
     return network if name is None else replace(network, name=name)
@@ -103,7 +116,7 @@ def _plugin(plugin: EntryPoint, model: object, failures: list[str]) -> Adapter |
 
 def _describe(model: object) -> str:
     if isinstance(model, Path):
-        return f"the file {str(model)!r}"
+        return f"the {'folder' if model.is_dir() else 'file'} {str(model)!r}"
     if isinstance(model, type):
         return f"the class {_spell(model)}, only an instance of it"
     return f"an object of type {_spell(type(model))}"
@@ -124,14 +137,51 @@ def _select(network: Network, selected_layers: str | Iterable[str]) -> tuple[Lay
     names = {layer.name: set(_spellings(layer)) for layer in network.layers}
     chosen: set[str] = set()
     for one in wanted:
-        # A name may hold brackets or stars, so that it is only taken for a pattern when it is nobody's name.
-        matched = {layer for layer, spellings in names.items() if one in spellings}
-        matched = matched or {layer for layer in names if _lies_on(one.removeprefix(f"{network.name}/"), layer)}
-        matched = matched or {layer for layer, known in names.items() if any(fnmatchcase(n, one) for n in known)}
-        if not matched:
-            raise UnknownLayerError(f"selected_layers: no layer matches {one!r}{_explain(network, one)}")
-        chosen |= matched
+        chosen |= _matching(network, names, one, "selected_layers")
     return tuple(layer for layer in network.layers if layer.name in chosen)
+
+
+def _matching(network: Network, names: dict[str, set[str]], wanted: str, argument: str) -> set[str]:
+    """The layers that a name or pattern means, by what each answers to."""
+    # A name may hold brackets or stars, so that it is only taken for a pattern when it is nobody's name.
+    matched = {layer for layer, spellings in names.items() if wanted in spellings}
+    matched = matched or {layer for layer in names if _lies_on(wanted.removeprefix(f"{network.name}/"), layer)}
+    matched = matched or {layer for layer, known in names.items() if any(fnmatchcase(n, wanted) for n in known)}
+    if not matched:
+        raise UnknownLayerError(f"{argument}: no layer matches {wanted!r}{_explain(network, wanted)}")
+    return matched
+
+
+def _turn(network: Network, channel_axis: int | Mapping[str, int]) -> tuple[Layer, ...]:
+    """The layers with their output channels along the axes that were asked for."""
+    given = {"": channel_axis} if isinstance(channel_axis, int) else dict(channel_axis)
+    if not all(isinstance(one, str) and type(axis) is int for one, axis in given.items()):
+        raise BadArgumentError(
+            f"channel_axis: expected an axis such as 1, or axes by name or pattern such as {{'conv*': 1}}, "
+            f"not {channel_axis!r}"
+        )
+    layers = {layer.name: layer for layer in network.layers}
+    names = {layer.name: set(_spellings(layer)) for layer in network.layers}
+    for one, axis in given.items():
+        matched = _matching(network, names, one, "channel_axis") if one else set(layers)
+        if one == "" and not any(layer.along for layer in layers.values()):
+            matched = {network.layers[0].name}  # refused by its name
+        for name in matched:
+            layer = layers[name]
+            if layer.along is not None:
+                layers[name] = layer.along(axis)
+            elif one or len(matched) == 1:
+                _check_known(layer, axis)
+    return tuple(layers[layer.name] for layer in network.layers)
+
+
+def _check_known(layer: Layer, axis: int) -> None:
+    """Accept no other axis than the one that the model says it is."""
+    if layer.channels != f"axis {axis % len(layer.shape)}":
+        raise BadArgumentError(
+            f"channel_axis: {layer.name!r} ({layer.op}) has its output channels along {layer.channels} for sure; "
+            "leave it out, it is for bare checkpoints"
+        )
 
 
 def _spellings(layer: Layer) -> Iterator[str]:

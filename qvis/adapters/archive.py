@@ -86,10 +86,10 @@ class _Archive:
         start = entry.header_offset + 30 + name_length + extra_length
         if start + entry.file_size > size:
             raise ValueError(f"{name} reaches beyond the end of the file")
-        return partial(_map, self.path, start, entry.file_size)
+        return partial(mapped, self.path, start, entry.file_size)
 
 
-def _map(path: Path, start: int, size: int) -> memoryview:
+def mapped(path: Path, start: int, size: int) -> memoryview:
     """A part of a file as memory, whose pages come in when they are looked at and go with the last reference."""
     skipped = start % mmap.ALLOCATIONGRANULARITY
     with path.open("rb") as file:

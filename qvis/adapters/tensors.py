@@ -54,8 +54,8 @@ def count(parameters: Iterable[Tensor]) -> int:
     return sum({identity(one): one.numel() for one in parameters if not is_lazy(one)}.values())
 
 
-def unpickle(file: Path | BinaryIO) -> Any:
-    """What ``torch.save`` wrote, as long as it is tensors in plain containers.
+def unpickle(file: Path | BinaryIO, *, mapped: bool = False) -> Any:
+    """What ``torch.save`` wrote, as long as it is tensors in plain containers; ``mapped`` into memory, not copied.
 
     Raises ``pickle.UnpicklingError`` for anything else, without running it.
     """
@@ -63,7 +63,7 @@ def unpickle(file: Path | BinaryIO) -> Any:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about a file before it refuses it
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def framework() -> str:

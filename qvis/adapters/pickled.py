@@ -1,0 +1,148 @@
+"""Reads what ``torch.save`` wrote, as long as it is tensors in plain containers: nothing in a file is executed."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qvis.adapters.stored import Array, Contents, Stored, integers, reading
+from qvis.errors import BadArgumentError
+from qvis.layers import Skipped
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NESTED = ("state_dict", "model_state_dict", "model")
+"""Where training scripts keep the weights within a checkpoint."""
+LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""How files of torch before 1.6 start."""
+_WAY_OUT = "save it anew with torch.save(model.state_dict(), ...), or as .safetensors"
+
+
+def load(path: Path) -> Contents:
+    """The tensors of a state dict, in its order; mapped into memory where the file is of today's format.
+
+    Raises
+    ------
+    BadArgumentError
+        The file is cut short, damaged, of another kind, or holds more than tensors.
+    """
+    if zipfile.is_zipfile(path):
+        _check_kind(path)
+    held = unpickled(path)
+    from qvis.adapters.tensors import framework
+
+    skipped: list[Skipped] = []
+    tensors = [_stored(name, tensor) for name, tensor in _tensors(held, path, skipped)]
+    return Contents(framework(), tuple(tensors), tuple(skipped))
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse what is a zip file with another format of torch in it."""
+    with reading(path, "no PyTorch file", _WAY_OUT), zipfile.ZipFile(path) as archive:
+        names = {name.partition("/")[2] for name in archive.namelist()}
+        if any(entry.flag_bits & 1 for entry in archive.infolist()):
+            raise ValueError("it is encrypted")
+    kinds = {
+        "constants.pkl": "a TorchScript program; load it with torch.jit.load and pass the module",
+        "models/model.json": "an exported program; rename it to end in .pt2",
+        "serialized_exported_program.json": "an exported program; rename it to end in .pt2",
+    }
+    for name in names & kinds.keys():
+        raise BadArgumentError(f"model: {str(path)!r} holds {kinds[name]}")
+
+
+def unpickled(path: Path) -> Any:
+    """What a file holds, as tensors on the CPU in plain containers."""
+    with reading(path, "no PyTorch file", _WAY_OUT):
+        if not path.stat().st_size:
+            raise BadArgumentError(f"model: {str(path)!r} is empty; {_WAY_OUT}")
+        from qvis.adapters.tensors import unpickle
+
+        try:
+            return unpickle(path, mapped=zipfile.is_zipfile(path))
+        except pickle.UnpicklingError as error:
+            raise BadArgumentError(
+                f"model: {str(path)!r} is damaged or holds more than tensors, and reading that could run code; if you "
+                "trust it, load it yourself with torch.load and pass the model, or save its state_dict()"
+            ) from error
+
+
+def _tensors(held: object, path: Path, skipped: list[Skipped]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors by name: of the state dict where there is one, else of all dictionaries inside one another."""
+    import torch
+
+    for key in NESTED:
+        if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
+            held = held[key]
+    if isinstance(held, torch.Tensor):
+        held = {"weight": held}
+    if not isinstance(held, Mapping):
+        raise BadArgumentError(
+            f"model: {str(path)!r} holds a {type(held).__name__}; expected a dictionary of tensors by name"
+        )
+    yield from _walk("", held, skipped)
+
+
+def _walk(prefix: str, held: Mapping[Any, Any], skipped: list[Skipped]) -> Iterator[tuple[str, Tensor]]:
+    import torch
+
+    for key, value in held.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, torch.Tensor):
+            yield name, value
+        elif isinstance(value, Mapping) and value:
+            if name.startswith("optim"):
+                skipped.append(Skipped(name, "is the state of an optimizer"))
+            else:
+                yield from _walk(f"{name}.", value, skipped)
+
+
+def _stored(name: str, tensor: Tensor) -> Stored:
+    from qvis.adapters.tensors import identity
+
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    quantized = tensor.is_quantized
+    return Stored(
+        name,
+        tuple(tensor.shape),
+        dtype,
+        partial(_numbers, tensor),
+        key=identity(tensor),
+        obstacle=_obstacle(tensor, dtype),
+        notes=(f"dequantized from {dtype}",) if quantized else (),
+    )
+
+
+def _obstacle(tensor: Tensor, dtype: str) -> str:
+    import torch
+
+    if tensor.is_meta:
+        return "has a shape but no numbers (meta device)"
+    if tensor.layout != torch.strided:
+        return f"is sparse ({str(tensor.layout).removeprefix('torch.')})"
+    if tensor.is_quantized:
+        return ""
+    if tensor.dtype.is_complex:
+        return f"is complex ({dtype}), and qvis reads real weights"
+    if tensor.dtype.is_floating_point:
+        packed = tensor.dtype.itemsize == 1 and "float8" not in dtype
+        return f"packs several numbers into a byte ({dtype}), which PyTorch cannot convert" if packed else ""
+    return integers(dtype)
+
+
+def _numbers(tensor: Tensor) -> Array:
+    import torch
+
+    with torch.no_grad():
+        tensor = tensor.detach()
+        if tensor.is_quantized:
+            tensor = tensor.dequantize()
+        if tensor.dtype.is_floating_point and tensor.dtype != torch.float64:
+            tensor = tensor.to(torch.float32)
+        array: Array = tensor.resolve_neg().numpy()
+        return array
