@@ -54,26 +54,31 @@ def _half(flat: NDArray[np.uint8]) -> Array:
 
 
 def _bfloat16(flat: NDArray[np.uint8]) -> Array:
-    return (flat.view(np.dtype("<u2")).astype(np.uint32) << 16).view(np.float32)
+    words: Array = flat.view(np.dtype("<u2")).astype(np.uint32) << np.uint32(16)
+    values: Array = words.view(np.float32)
+    return values
 
 
 def _table(flat: NDArray[np.uint8], name: str) -> Array:
-    return float8(name)[flat]
+    values: Array = float8(name)[flat]
+    return values
 
 
 def _small(flat: NDArray[np.uint8], bits: int, signed: bool) -> Array:
     """Numbers of 2 or 4 bits, the first of each byte in its lowest bits."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    codes = ((flat[:, None] >> shifts) & (2**bits - 1)).reshape(-1)
+    codes: Array = ((flat[:, None] >> shifts) & (2**bits - 1)).reshape(-1)
     if not signed:
         return codes
     half = 2 ** (bits - 1)
-    return (codes ^ half).astype(np.int8) - np.int8(half)
+    signed_codes: Array = (codes ^ half).astype(np.int8) - np.int8(half)
+    return signed_codes
 
 
 def _float4(flat: NDArray[np.uint8]) -> Array:
     magnitudes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=np.float32)
-    return np.concatenate([magnitudes, -magnitudes])[_small(flat, 4, signed=False)]
+    values: Array = np.concatenate([magnitudes, -magnitudes])[_small(flat, 4, signed=False)]
+    return values
 
 
 _FLOAT8 = {
@@ -86,20 +91,17 @@ _FLOAT8 = {
 
 
 @cache
-def float8(name: str) -> NDArray[np.float32]:
+def float8(name: str) -> Array:
     """The values of the 256 codes of a type of eight bits."""
     codes = np.arange(256)
     if name == "float8_e8m0fnu":  # a bare exponent
-        scales: NDArray[np.float32] = np.ldexp(np.float32(1), codes - 127).astype(np.float32)
-        scales[255] = np.nan
-        return scales
+        return np.append(np.ldexp(1.0, codes[:255] - 127), np.nan).astype(np.float32)
     exponent_bits, bias, special = _FLOAT8[name]
     mantissa_bits = 7 - exponent_bits
     exponent = (codes & 0x7F) >> mantissa_bits
     mantissa = (codes & (2**mantissa_bits - 1)) / 2**mantissa_bits
-    values = np.where(
-        exponent == 0, np.ldexp(mantissa, 1 - bias), np.ldexp(1 + mantissa, exponent - bias)
-    ).astype(np.float32)
+    values: Array = np.where(exponent == 0, np.ldexp(mantissa, 1 - bias), np.ldexp(1 + mantissa, exponent - bias))
+    values = values.astype(np.float32)
     values[128:] *= -1
     if special == "nan at minus zero":
         values[0x80] = np.nan
