@@ -196,7 +196,7 @@ class Walk:
         wanted = names.choose(part.value.tensor.name, node)
         if part.label:
             # All matrices of a node share its name, so that it must be the only node of that name.
-            name = f"{self._unique(wanted[:1], id(node))}.{part.label}"
+            name = f"{self._unique(wanted[:1], ("node", self.nodes))}.{part.label}"
             self.taken[name] = key
         else:
             name = self._unique(wanted, key)
@@ -284,7 +284,7 @@ def _listed(node: Node, numbers: list[int]) -> Value:
     from qvis.adapters.onnx_tensors import Tensor
 
     held = Tensor(node.outputs[0], (len(numbers),), "int64", lambda: np.array(numbers, dtype="<i8"))
-    return Value.of(held, (id(node), node.outputs[0]))
+    return Value.of(held, ("list", node.outputs[0]))
 
 
 def _is_mask(array: Array) -> bool:
