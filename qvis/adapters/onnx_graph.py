@@ -196,7 +196,7 @@ class Walk:
         wanted = names.choose(part.value.tensor.name, node)
         if part.label:
             # All matrices of a node share its name, so that it must be the only node of that name.
-            name = f"{self._unique(wanted[:1], ("node", self.nodes))}.{part.label}"
+            name = self._unique(wanted[:1], f"node {self.nodes}") + f".{part.label}"
             self.taken[name] = key
         else:
             name = self._unique(wanted, key)
