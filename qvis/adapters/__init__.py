@@ -166,7 +166,7 @@ def _turn(network: Network, channel_axis: int | Mapping[str, int]) -> tuple[Laye
         matched = _matching(network, names, one, "channel_axis") if one else set(layers)
         if one == "" and not any(layer.along for layer in layers.values()):
             matched = {network.layers[0].name}  # refused by its name
-        for name in matched:
+        for name in [name for name in layers if name in matched]:
             layer = layers[name]
             if layer.along is not None:
                 layers[name] = layer.along(axis)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ def analyze(
     bits: int = 8,
     thresholds: Thresholds | None = None,
     name: str | None = None,
+    channel_axis: int | Mapping[str, int] | None = None,
     progress: Progress = iter,
 ) -> Analysis:
     """Find out what rounding its weights would do to a model; nothing is written, and the model is not changed.
@@ -35,6 +36,7 @@ def analyze(
         bits: the width of the grid that is judged, 2 to 16.
         thresholds: where findings begin.
         name: what the report calls the model; its class or file name by default.
+        channel_axis: for a bare checkpoint, the axis of the output channels: of all tensors, or by name or pattern.
         progress: wraps the layers, to show how far the work has come.
 
     Raises:
@@ -44,7 +46,7 @@ def analyze(
     """
     from qvis import adapters
 
-    network = adapters.read(model, selected_layers, name=name)
+    network = adapters.read(model, selected_layers, name=name, channel_axis=channel_axis)
     return analyze_network(network, bits=bits, thresholds=thresholds, progress=progress)
 
 

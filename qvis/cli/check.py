@@ -15,6 +15,7 @@ from qvis.cli.models import open_model
 from qvis.cli.options import (
     AsJson,
     Bits,
+    ChannelAxis,
     Format,
     Formats,
     Layers,
@@ -24,6 +25,7 @@ from qvis.cli.options import (
     StarvedLevels,
     WatchDb,
     Weights,
+    channel_axes,
     make_thresholds,
 )
 from qvis.cli.progress import Work
@@ -60,6 +62,7 @@ def check(
     layers: Layers = None,
     bits: Bits = 8,
     name: Name = None,
+    channel_axis: ChannelAxis = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="DIR", help="Write the report as well. [default: nothing]")
     ] = None,
@@ -90,6 +93,7 @@ def check(
             bits=bits,
             thresholds=thresholds,
             name=name,
+            channel_axis=channel_axes(channel_axis),
             progress=work.layers,
         )
         paths: list[Path] = []

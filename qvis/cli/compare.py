@@ -13,6 +13,7 @@ from qvis.cli.options import (
     All,
     AsJson,
     Bits,
+    ChannelAxis,
     Format,
     Formats,
     Layers,
@@ -21,6 +22,7 @@ from qvis.cli.options import (
     ProblemDb,
     StarvedLevels,
     WatchDb,
+    channel_axes,
     check_open,
     make_thresholds,
 )
@@ -43,6 +45,7 @@ def compare(
     layers: Layers = None,
     bits: Bits = 8,
     formats: Formats = [Format.html],  # noqa: B006 (Typer copies it)
+    channel_axis: ChannelAxis = None,
     name_old: Annotated[str | None, typer.Option(help="What the report calls the old model.")] = None,
     name_new: Annotated[str | None, typer.Option(help="What the report calls the new model.")] = None,
     as_json: AsJson = False,
@@ -65,6 +68,7 @@ def compare(
         from qvis.report.document import summarize_changes
 
         thresholds = make_thresholds(watch_db, problem_db, starved_levels)
+        axes = channel_axes(channel_axis)
         label_old, label_new = labels((old, weights_old), (new, weights_new))
         before, after = (
             analyze(
@@ -73,6 +77,7 @@ def compare(
                 bits=bits,
                 thresholds=thresholds,
                 name=label if name is None else name,
+                channel_axis=axes,
                 progress=work.layers,
             )
             for argument, spec, weights, name, label in (

@@ -47,6 +47,14 @@ Bits = Annotated[int, typer.Option("--bits", min=2, max=16, help="Width of the i
 KindOption = Annotated[Kind, typer.Option("--kind", help="Which figures come first.")]
 Name = Annotated[str | None, typer.Option("--name", help="What the report calls the model.")]
 Formats = Annotated[list[Format], typer.Option("--format", help="What to write. Repeat it for more.")]
+ChannelAxis = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--channel-axis",
+        metavar="[PATTERN=]AXIS",
+        help="For a bare checkpoint: the axis of output channels, as 'up.*=1', or of all as 1. Repeat it for more.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the JSON report instead of the table.")]
 Open = Annotated[bool, typer.Option("--open", help="Show the page in the browser.")]
 All = Annotated[bool, typer.Option("--all", help="Print all rows of the table.")]
@@ -76,6 +84,25 @@ def make_thresholds(watch_db: float | None, problem_db: float | None, starved_le
             " since a problem is worse than what is to be watched"
         )
     return thresholds
+
+
+def channel_axes(given: list[str] | None) -> int | dict[str, int] | None:
+    """What was given as ``--channel-axis``: an axis for all layers, or axes by name or pattern.
+
+    >>> channel_axes(["up.*=1", "head=-1"])
+    {'up.*': 1, 'head': -1}
+    """
+    if not given:
+        return None
+    axes: dict[str, int] = {}
+    for one in given:
+        pattern, _, axis = one.rpartition("=")
+        if not (axis.removeprefix("-").isdecimal() and axis.isascii() and len(axis) < 4):
+            raise BadArgumentError(f"--channel-axis: got {one!r}, expected an axis such as 1, or 'PATTERN=1'")
+        axes[pattern] = int(axis)
+    if "" in axes and len(axes) > 1:
+        raise BadArgumentError("--channel-axis: got a number for all, and patterns; write '*=AXIS' first instead")
+    return axes.get("", axes)
 
 
 def check_open(open_page: bool, formats: list[Format]) -> None:

@@ -9,6 +9,7 @@ from qvis.cli.options import (
     All,
     AsJson,
     Bits,
+    ChannelAxis,
     Format,
     Formats,
     Kind,
@@ -22,6 +23,7 @@ from qvis.cli.options import (
     StarvedLevels,
     WatchDb,
     Weights,
+    channel_axes,
     check_open,
     make_thresholds,
 )
@@ -44,6 +46,7 @@ def report(
     kind: KindOption = Kind.relative,
     formats: Formats = [Format.html],  # noqa: B006 (Typer copies it)
     name: Name = None,
+    channel_axis: ChannelAxis = None,
     as_json: AsJson = False,
     open_page: Open = False,
     all_rows: All = False,
@@ -69,6 +72,7 @@ def report(
             bits=bits,
             thresholds=thresholds,
             name=name,
+            channel_axis=channel_axes(channel_axis),
             progress=work.layers,
         )
         work.say("Writing")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -31,6 +31,7 @@ def visualize_weight_ranges(
     thresholds: Thresholds | None = None,
     name: str | None = None,
     formats: Sequence[str] = ("html",),
+    channel_axis: int | Mapping[str, int] | None = None,
     progress: Progress = iter,
 ) -> Report:
     """Write ``weight_ranges.html``: minimum, quartiles, mean and maximum of every channel of every layer.
@@ -43,6 +44,7 @@ def visualize_weight_ranges(
         thresholds: where findings begin.
         name: what the report calls the model; its class or file name by default.
         formats: any of ``"html"``, ``"json"`` and ``"md"``.
+        channel_axis: for a bare checkpoint, the axis of the output channels: of all tensors, or by name or pattern.
         progress: wraps the layers, to show how far the work has come.
 
     Raises:
@@ -52,7 +54,13 @@ def visualize_weight_ranges(
         OutputError: the folder cannot be written, or holds a file of that name that qvis did not write.
     """
     analysis = analyze(
-        model, selected_layers=selected_layers, bits=bits, thresholds=thresholds, name=name, progress=progress
+        model,
+        selected_layers=selected_layers,
+        bits=bits,
+        thresholds=thresholds,
+        name=name,
+        channel_axis=channel_axis,
+        progress=progress,
     )
     return Report(summarize(analysis, "weight_ranges"), analysis.layers).write(out_dir, formats)
 
@@ -66,6 +74,7 @@ def visualize_relative_weight_ranges(
     thresholds: Thresholds | None = None,
     name: str | None = None,
     formats: Sequence[str] = ("html",),
+    channel_axis: int | Mapping[str, int] | None = None,
     progress: Progress = iter,
 ) -> Report:
     """Write ``relative_weight_ranges.html``: which layers rounding would hurt, by the ranges of their channels.
@@ -74,7 +83,13 @@ def visualize_relative_weight_ranges(
     relative ranges come first.
     """
     analysis = analyze(
-        model, selected_layers=selected_layers, bits=bits, thresholds=thresholds, name=name, progress=progress
+        model,
+        selected_layers=selected_layers,
+        bits=bits,
+        thresholds=thresholds,
+        name=name,
+        channel_axis=channel_axis,
+        progress=progress,
     )
     return Report(summarize(analysis, "relative_weight_ranges"), analysis.layers).write(out_dir, formats)
 
@@ -89,6 +104,7 @@ def visualize_changes_after_optimization(
     thresholds: Thresholds | None = None,
     names: tuple[str | None, str | None] = (None, None),
     formats: Sequence[str] = ("html",),
+    channel_axis: int | Mapping[str, int] | None = None,
     progress: Progress = iter,
 ) -> Report:
     """Write ``changes_after_optimization.html``: two versions of a model, layer by layer, on common axes.
@@ -99,7 +115,13 @@ def visualize_changes_after_optimization(
     """
     before, after = (
         analyze(
-            model, selected_layers=selected_layers, bits=bits, thresholds=thresholds, name=name, progress=progress
+            model,
+            selected_layers=selected_layers,
+            bits=bits,
+            thresholds=thresholds,
+            name=name,
+            channel_axis=channel_axis,
+            progress=progress,
         )
         for model, name in zip((old_model, new_model), names, strict=True)
     )
