@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from qvis.adapters.onnx_graph import Walk, named_functions
-from qvis.adapters.onnx_tensors import InFile, Live, Place, mapped
+from qvis.adapters.onnx_tensors import InFile, Live, Place
 from qvis.adapters.protobuf import Message, Schema, scan
+from qvis.adapters.values import mapped
 from qvis.errors import BadArgumentError, QvisError
 from qvis.layers import Network
 
@@ -124,7 +125,9 @@ def _kind(path: Path) -> str:
         "an HDF5 file": begin.startswith(b"\x89HDF"),
         "TFLite": begin[4:8] == b"TFL3",
         "a model in onnxruntime's own format (.ort)": begin[4:8] == b"ORTM",
-        "a pointer of Git LFS instead of the file; fetch it with git lfs pull": begin.startswith(b"version https://git"),
+        "a pointer of Git LFS instead of the file; fetch it with git lfs pull": begin.startswith(
+            b"version https://git"
+        ),
         "a safetensors file": begin[8:9] == b"{",
         "a pickled object": begin.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")),
     }

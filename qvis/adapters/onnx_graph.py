@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from math import prod
 from typing import Any
 
@@ -12,12 +11,14 @@ import numpy as np
 
 from qvis.adapters import onnx_names as names
 from qvis.adapters.encodings import Array
-from qvis.adapters.onnx_parts import RULES, Node, Part, along
+from qvis.adapters.matrices import Part, along
+from qvis.adapters.matrices import layer as layer_of
+from qvis.adapters.onnx_parts import RULES, Node
 from qvis.adapters.onnx_passes import Scope, pass_on, scale_of_result
 from qvis.adapters.onnx_tensors import Place, tensor
-from qvis.adapters.onnx_values import Grid, Value, dequantize, reshape
+from qvis.adapters.values import Grid, Tensor, Value, dequantize, reshape
 from qvis.errors import BadArgumentError
-from qvis.layers import FloatArray, Layer, Skipped
+from qvis.layers import Layer, Skipped
 
 _NODES, _DEPTH = 1_000_000, 50
 """More than a model has that was not made to keep its reader busy: functions may call each other."""
@@ -200,7 +201,7 @@ class Walk:
             self.taken[name] = key
         else:
             name = self._unique(wanted, key)
-        self.layers[key] = _layer(name, node.op, part)
+        self.layers[key] = layer_of(name, node.op, part)
 
     def _unique(self, wanted: list[str], owner: Hashable) -> str:
         """The first of the names that nobody else has, or that the owner has already."""
@@ -256,7 +257,7 @@ class Walk:
             self.skipped[name] = Skipped(name, "is a mask: its values hide what they are added to")
             return None
         title = (names.of_tensor(name) or name).removeprefix("(root)") or name
-        return _layer(self._unique([name if node is None else title, name], value.key), "other", along(value, [0]))
+        return layer_of(self._unique([name if node is None else title, name], value.key), "other", along(value, [0]))
 
     def parameters(self) -> int:
         """How many numbers were learned, as far as the graph tells."""
@@ -275,39 +276,16 @@ def _node(proto: Any, given: Mapping[str, Any]) -> Node:
         if chosen is not None:
             attributes[attribute.name] = chosen
     metadata = {entry.key: entry.value for entry in getattr(proto, "metadata_props", ())}
-    return Node(
-        proto.op_type, proto.domain, proto.name, tuple(proto.input), tuple(proto.output), attributes, metadata
-    )
+    return Node(proto.op_type, proto.domain, proto.name, tuple(proto.input), tuple(proto.output), attributes, metadata)
 
 
 def _listed(node: Node, numbers: list[int]) -> Value:
-    from qvis.adapters.onnx_tensors import Tensor
-
     held = Tensor(node.outputs[0], (len(numbers),), "int64", lambda: np.array(numbers, dtype="<i8"))
     return Value.of(held, ("list", node.outputs[0]))
 
 
 def _is_mask(array: Array) -> bool:
     return bool((array <= -1e4).any()) and not bool((array > 0).any())
-
-
-def _layer(name: str, op: str, part: Part) -> Layer:
-    value = part.value
-    return Layer(
-        name=name,
-        op=op,
-        shape=part.shape or value.tensor.shape,
-        dtype=value.tensor.type,
-        read=partial(_matrix, part),
-        channels=part.channels,
-        notes=value.notes,
-    )
-
-
-def _matrix(part: Part) -> FloatArray:
-    array: FloatArray = part.view(part.value.read())
-    array.flags.writeable = False
-    return array
 
 
 def named_functions(protos: Iterable[Any]) -> dict[tuple[str, str], Any]:

@@ -20,9 +20,10 @@ _OPERATOR = re.compile(
 
 def of_tensor(name: str) -> str | None:
     """The module that a tensor belongs to by its name: ``conv1`` for ``conv1.weight``; None for an invented name."""
+    name = _SUFFIX.sub("", name)
     if not name or _INVENTED.fullmatch(name):
         return None
-    name = _SUFFIX.sub("", name).removesuffix(":0").removesuffix("/ReadVariableOp")
+    name = name.removesuffix(":0").removesuffix("/ReadVariableOp")
     name = name.removesuffix(".MatMul.weight").removesuffix(".weight")
     return "(root)" if name == "weight" else name
 
@@ -39,7 +40,7 @@ def of_node(node: Node) -> str | None:
     if node.name.startswith("/"):
         return _from_path(node.name)
     counted = re.fullmatch(rf"(node_)?({re.escape(node.op)}|n)?[_\d]*", node.name)
-    return None if counted else node.name.removeprefix("node_")
+    return None if counted else re.sub(r"__\d+$", "", node.name.removeprefix("node_")) or None
 
 
 def _from_path(path: str) -> str | None:

@@ -6,15 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from qvis.adapters.encodings import Array
-from qvis.adapters.onnx_values import Grid, Value, dequantize
+from qvis.adapters.matrices import Part, along
+from qvis.adapters.values import Grid, Value, dequantize
 from qvis.words import count
-
-View = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
@@ -43,35 +42,9 @@ class Node:
         return str(self.attributes[name].s, "utf-8", "replace") if name in self.attributes else ""
 
 
-class Part(NamedTuple):
-    """A matrix inside a weight."""
-
-    value: Value
-    view: View
-    """Makes the (channels, elements) matrix of the value as it arrives."""
-    channels: str
-    """The same in words."""
-    label: str = ""
-    """Tells apart several matrices of one node."""
-    shape: tuple[int, ...] | None = None
-    """The shape of one matrix among several that are stored in one tensor."""
-
-
 Inputs = Sequence["Value | None"]
 Rule = Callable[[Node, Inputs], Iterable[Part]]
 """(a node, its inputs where they are constant) -> its weights; nothing for one that it does not understand."""
-
-
-def along(value: Value, axes: Sequence[int], label: str = "") -> Part:
-    """The matrix whose rows lie along some of the axes."""
-    axes = [axis % len(value.shape) for axis in axes]
-    return Part(value, partial(_along, axes=axes), " x ".join(map(value.axis_name, axes)), label)
-
-
-def _along(array: Array, axes: Sequence[int]) -> Array:
-    rows = prod(array.shape[axis] for axis in axes)
-    first: Array = np.moveaxis(array, axes, range(len(axes)))
-    return first.reshape(rows, -1 if rows else 0)
 
 
 def _get(inputs: Inputs, index: int, axes: int = 2) -> Value | None:

@@ -9,7 +9,7 @@ from math import prod
 
 from qvis.adapters.onnx_parts import Node
 from qvis.adapters.onnx_tensors import TYPES
-from qvis.adapters.onnx_values import Grid, Value, dequantize, quantize, reshape, transpose
+from qvis.adapters.values import Grid, Value, dequantize, quantize, reshape, transpose
 
 
 @dataclass

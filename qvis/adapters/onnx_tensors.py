@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -14,7 +12,8 @@ import numpy as np
 
 from qvis.adapters.encodings import ENCODINGS, Array, Encoding
 from qvis.adapters.protobuf import Message, varints
-from qvis.errors import BadArgumentError, QvisError
+from qvis.adapters.values import Loader, Tensor, mapped
+from qvis.errors import BadArgumentError
 
 TYPES = {
     1: "float32",
@@ -51,41 +50,6 @@ TYPES = {
 _FIELDS = {"float32": "float_data", "float64": "double_data", "int64": "int64_data"}
 _FIELDS.update(dict.fromkeys(("uint32", "uint64"), "uint64_data"))
 """The field that holds the numbers of a type where ``raw_data`` does not; ``int32_data`` for all others."""
-
-Loader = Callable[[], "bytes | memoryview | Array"]
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A constant of the model, whose numbers are read when asked for."""
-
-    name: str
-    shape: tuple[int, ...]
-    type: str
-    """The type of the stored numbers, such as ``bfloat16``."""
-    load: Loader
-    """Returns the bytes, as ``raw_data`` would hold them."""
-
-    @property
-    def encoding(self) -> Encoding | None:
-        """How the numbers are stored; None for a type that qvis cannot read."""
-        return ENCODINGS.get(self.type)
-
-    @property
-    def size(self) -> int:
-        """How many numbers it has."""
-        return prod(self.shape)
-
-    def read(self) -> Array:
-        """The numbers: floating ones as float32 or float64, others as integers."""
-        if self.encoding is None:
-            raise BadArgumentError(f"model: the tensor {self.name!r} is of type {self.type}, which qvis does not read")
-        try:
-            return self.encoding.numbers(self.load(), self.shape)
-        except (OSError, OverflowError, ValueError) as error:
-            if isinstance(error, QvisError):
-                raise
-            raise BadArgumentError(f"model: the tensor {self.name!r} cannot be read ({error})") from error
 
 
 class Place(Protocol):
@@ -181,16 +145,6 @@ def _typed(load: Loader, encoding: Encoding, name: str, expected: int) -> bytes 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
-
-
-def mapped(path: Path, start: int, end: int) -> memoryview:
-    """A part of a file as memory, whose pages come in when they are looked at and go with the last reference."""
-    if start == end:
-        return memoryview(b"")
-    skipped = start % mmap.ALLOCATIONGRANULARITY
-    with path.open("rb") as file:
-        view = mmap.mmap(file.fileno(), end - start + skipped, access=mmap.ACCESS_READ, offset=start - skipped)
-    return memoryview(view)[skipped:]
 
 
 def _load(path: Path, spans: list[tuple[int, int, int]]) -> bytes | memoryview:

@@ -1,17 +1,64 @@
-"""A constant of an ONNX graph on its way from where it is stored to the node that uses it as a weight."""
+"""A constant of a graph, ONNX's or TensorFlow Lite's, on its way from where it is stored to the node that uses it."""
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from pathlib import Path
 
 import numpy as np
 
-from qvis.adapters.encodings import Array
-from qvis.adapters.onnx_tensors import Tensor
-from qvis.errors import BadArgumentError
+from qvis.adapters.encodings import ENCODINGS, Array, Encoding
+from qvis.errors import BadArgumentError, QvisError
 from qvis.words import count
+
+
+def mapped(path: Path, start: int, end: int) -> memoryview:
+    """A part of a file as memory, whose pages come in when they are looked at and go with the last reference."""
+    if start == end:
+        return memoryview(b"")
+    skipped = start % mmap.ALLOCATIONGRANULARITY
+    with path.open("rb") as file:
+        view = mmap.mmap(file.fileno(), end - start + skipped, access=mmap.ACCESS_READ, offset=start - skipped)
+    return memoryview(view)[skipped:]
+
+
+Loader = Callable[[], "bytes | memoryview | Array"]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A constant of the model, whose numbers are read when asked for."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    """The type of the stored numbers, such as ``bfloat16``."""
+    load: Loader
+    """Returns the bytes, as ``raw_data`` would hold them."""
+
+    @property
+    def encoding(self) -> Encoding | None:
+        """How the numbers are stored; None for a type that qvis cannot read."""
+        return ENCODINGS.get(self.type)
+
+    @property
+    def size(self) -> int:
+        """How many numbers it has."""
+        return prod(self.shape)
+
+    def read(self) -> Array:
+        """The numbers: floating ones as float32 or float64, others as integers."""
+        if self.encoding is None:
+            raise BadArgumentError(f"model: the tensor {self.name!r} is of type {self.type}, which qvis does not read")
+        try:
+            return self.encoding.numbers(self.load(), self.shape)
+        except (OSError, OverflowError, ValueError) as error:
+            if isinstance(error, QvisError):
+                raise
+            raise BadArgumentError(f"model: the tensor {self.name!r} cannot be read ({error})") from error
 
 
 @dataclass(frozen=True)
