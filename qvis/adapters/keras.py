@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from qvis.adapters.keras_parts import RULES
-from qvis.adapters.keras_units import AnyArray, Unit, Variable, collect
+from qvis.adapters.keras_units import AnyArray, Collector, Unit, Variable
 from qvis.errors import UnsupportedModelError
 from qvis.layers import Network
 
 _PACKAGES = ("keras", "tf_keras")
+_ATTENTION = ("MultiHeadAttention", "GroupedQueryAttention", "GroupQueryAttention")
 
 
 def handles(model: object) -> bool:
@@ -36,14 +37,21 @@ def read(model: Any) -> Network:
     UnsupportedModelError
         The model was not built yet, so that it has no weights.
     """
-    found = list(_units(model, "", None, frozenset()))
-    network = collect(found, str(model.name), _framework(model))
-    if not any(unit.variables for unit in found) and not _is_built(model):
+    found = Collector()
+    empty = []
+    for name, op, layer in _walk(model, "", None, frozenset()):
+        variables = tuple(_variables(layer, op))
+        found.add(Unit(name, op, _config(layer), variables))
+        if not variables and not layer.built and (op in RULES or op in _ATTENTION):
+            empty.append((name, op))
+    if (empty and not (model.built and found.layers)) or not (model.built or found.sizes):
         raise UnsupportedModelError(
             f"model: the Keras model {model.name!r} is not built yet, so that it has no weights; "
             "call it once on an example input, or model.build(input_shape), then pass it again"
         )
-    return network
+    for name, op in empty:
+        found.skip(name or "(root)", f"is a {op} that was never called, so that it has no weights yet")
+    return found.network(str(model.name), _framework(model))
 
 
 def _package(model: object) -> Any:
@@ -60,27 +68,22 @@ def _framework(model: object) -> str:
     return f"Keras {getattr(_package(model), '__version__', '')}".strip()
 
 
-def _is_built(model: Any) -> bool:
-    children = list(_children(model))
-    return bool(model.built) and all(_is_built(child) for child in children)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Which layers there are
 
 
-def _units(layer: Any, name: str, op: str | None, above: frozenset[int]) -> Iterator[Unit]:
-    """The layer and all inside it, outermost first. A layer in two places comes twice, and is told by its variables."""
+def _walk(layer: Any, name: str, op: str | None, above: frozenset[int]) -> Iterator[tuple[str, str, Any]]:
+    """The layer and all inside it, outermost first, as (name, type, layer). One that is in two places comes twice."""
     op = op or _layer_type(layer)
-    yield Unit(name, op, _config(layer), tuple(_variables(layer, op)))
+    yield name, op, layer
     above = above | {id(layer)}
     for child in _children(layer):
         if id(child) in above:
             continue
         if child is getattr(layer, "cell", None):  # a recurrent layer and its cell are one to the user
-            yield from _units(child, name, op if op in RULES else None, above)
+            yield from _walk(child, name, op if op in RULES else None, above)
         else:
-            yield from _units(child, f"{name}/{child.name}" if name else str(child.name), None, above)
+            yield from _walk(child, f"{name}/{child.name}" if name else str(child.name), None, above)
 
 
 def _children(layer: Any) -> list[Any]:
@@ -141,11 +144,12 @@ def _merged(layer: Any) -> str | None:
 
 def _numpy(holder: Any, attribute: str | None) -> AnyArray:
     value = holder if attribute is None else getattr(holder, attribute)
-    if hasattr(value, "detach"):  # a torch tensor
+    inner = getattr(value, "value", None)
+    if inner is not None and not callable(inner):  # what a variable of Keras 3 wraps
+        value = inner
+    if hasattr(value, "detach"):  # a tensor of torch, some types of which NumPy does not know
         value = value.detach().cpu()
-        value = value.double() if str(value.dtype) == "torch.float64" else value.float()
-    elif hasattr(value, "value") and hasattr(sys.modules.get("keras"), "ops"):
-        return np.asarray(sys.modules["keras"].ops.convert_to_numpy(value))
+        value = value if str(value.dtype) == "torch.float64" else value.float()
     return np.asarray(value.numpy() if hasattr(value, "numpy") else value)
 
 

@@ -31,7 +31,7 @@ def guess(shapes: Mapping[str, Shape]) -> tuple[str, dict[str, Any]]:
         return (f"SeparableConv{axes}D" if "pointwise_kernel" in shapes else f"DepthwiseConv{axes}D"), {}
     if "recurrent_kernel" in shapes:
         return _recurrent(kernel, shapes["recurrent_kernel"]), {}
-    if numbered and len(second) >= 2:
+    if len(second) >= 2:
         return _with_matrix(kernel, second)
     return _plain(kernel, second), {}
 

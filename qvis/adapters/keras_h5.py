@@ -27,6 +27,8 @@ _DEPTH = 100
 _OLD_LAYERS = "_layer_checkpoint_dependencies"
 """What the group of a model's layers is called in files of Keras 2.12."""
 
+_GUESSED = "the type of the layer is guessed from the shapes of its arrays"
+
 
 class File:
     """An open file, and what is known about its layers."""
@@ -68,35 +70,38 @@ class File:
             names = variable_names(op, config, len(keys)) if all(key.isdigit() for key in keys) else keys
             yield self._unit(name, op, config, dict(zip(names, arrays, strict=True)), known=spec is not None)
         skipped = _NO_LAYERS if depth == 0 else {"vars"}
-        children = [key for key in group if key not in skipped]
-        children.sort(
-            key=lambda key: (self.order.get(self._place(place, key), len(self.order)), position(key), natural(key))
-        )
-        for key in children:
-            inner = child(group, key)
-            if not hasattr(inner, "keys"):
-                continue
-            where = self._place(place, key)
-            title, kind = self._describe(inner, where, key, name, op)
-            yield from self._numbered(inner, where, title, kind, depth + 1)
+        inside = [(key, child(group, key)) for key in group if key not in skipped]
+        found = []
+        for key, one in inside:
+            if hasattr(one, "keys"):
+                where = self._place(place, key)
+                title, kind, known = self._describe(one, where, key, name, op)
+                rank = self.order[known.place] if known else len(self.order)
+                found.append((rank, position(key), natural(key), one, known.place if known else where, title, kind))
+        for *_, one, where, title, kind in sorted(found, key=lambda entry: entry[:3]):
+            yield from self._numbered(one, where, title, kind, depth + 1)
 
     def _place(self, place: str, key: str) -> str:
         key = "layers" if key == _OLD_LAYERS else key
         return f"{place}/{key}" if place else key
 
-    def _describe(self, group: h5py.Group, place: str, key: str, name: str, op: str) -> tuple[str, str]:
-        """The name and type of a layer that its group's own name and that of the group around it tell."""
+    def _describe(self, group: h5py.Group, place: str, key: str, name: str, op: str) -> tuple[str, str, Spec | None]:
+        """A layer's name and type by the configuration, or else by its group's own name and that of the one around."""
         spec = self.by_place.get(place)
         if spec is not None:
-            return spec.name, spec.op
+            return spec.name, spec.op, spec
         if "vars" not in group:  # a list of layers, or a layer without arrays
-            return name, op
+            return name, op, None
         own = attribute(child(group, "vars"), "name")
         own = own if isinstance(own, str) and own else key
         if key == "cell":
-            return name, op if op in RULES else type_named(own) or ""
+            return name, op if op in RULES else type_named(own) or "", None
+        title = f"{name}/{own}" if name else own
+        spec = self.by_name.get(title)  # a class may have another name in the configuration
+        if spec is not None:
+            return title, spec.op, spec
         plain = own.removeprefix("forward_").removeprefix("backward_")  # inside a Bidirectional
-        return f"{name}/{own}" if name else own, type_named(key) or type_named(plain) or ""
+        return title, type_named(key) or type_named(plain) or "", None
 
     # -----------------------------------------------------------------------------------------------------------------
     # Keras 2, and Keras 3 for .h5 files of whole models: conv1/conv1/kernel:0
@@ -141,13 +146,15 @@ class File:
                 raise ValueError(f"{array.name!r} is no array")
         shapes = {key: tuple(array.shape) for key, array in arrays.items()}
         notes: tuple[str, ...] = ()
-        summed = projection(name.rpartition("/")[2]) if "/" in name else None
-        if not known and op in ("", "EinsumDense") and summed is not None and len(next(iter(shapes.values()))) >= 3:
-            op, config = "EinsumDense", {**summed}
-        elif not known and not op:
-            op, config = guess(shapes)
-            if op:
-                notes = ("the type of the layer is guessed from the shapes of its arrays",)
+        if not known and op in ("", "EinsumDense"):
+            summed = projection(name.rpartition("/")[2]) if "/" in name else None
+            if summed is not None and len(next(iter(shapes.values()))) >= 3:
+                op, config = "EinsumDense", {**summed}
+            elif op == "EinsumDense":
+                config = guess(shapes)[1]
+            else:
+                op, config = guess(shapes)
+                notes = (_GUESSED,) if op else ()
         if not known and op in RULES and "0" in arrays:
             names = variable_names(op, config, len(arrays))
             arrays = dict(zip(names, arrays.values(), strict=True))

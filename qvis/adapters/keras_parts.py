@@ -110,7 +110,7 @@ def weights(op: str, config: Config, variable: str, shape: tuple[int, ...]) -> l
 
 def is_state(variable: str) -> bool:
     """Whether it is a variable that is kept, but not learned."""
-    return variable in _STATE
+    return variable in _STATE or variable.endswith(("_scale", "_zero"))
 
 
 def _rename(op: str, variable: str) -> str:

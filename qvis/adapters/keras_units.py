@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -111,14 +111,6 @@ class Collector:
         """What was gathered, in the order it came."""
         parameters = sum(self.sizes.values())
         return Network(name, framework, tuple(self.layers.values()), tuple(self.skipped.values()), parameters)
-
-
-def collect(units: Iterable[Unit], name: str, framework: str) -> Network:
-    """The network of some layers."""
-    found = Collector()
-    for unit in units:
-        found.add(unit)
-    return found.network(name, framework)
 
 
 def _obstacle(unit: Unit, variable: Variable, mode: str | None) -> str | None:
