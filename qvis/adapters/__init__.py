@@ -154,7 +154,7 @@ def _matching(network: Network, names: dict[str, set[str]], wanted: str, argumen
 
 def _turn(network: Network, channel_axis: int | Mapping[str, int]) -> tuple[Layer, ...]:
     """The layers with their output channels along the axes that were asked for."""
-    given = {"": channel_axis} if isinstance(channel_axis, int) else dict(channel_axis)
+    given: dict[str, Any] = dict(channel_axis) if isinstance(channel_axis, Mapping) else {"": channel_axis}
     if not all(isinstance(one, str) and type(axis) is int for one, axis in given.items()):
         raise BadArgumentError(
             f"channel_axis: expected an axis such as 1, or axes by name or pattern such as {{'conv*': 1}}, "
@@ -169,7 +169,7 @@ def _turn(network: Network, channel_axis: int | Mapping[str, int]) -> tuple[Laye
         for name in [name for name in layers if name in matched]:
             layer = layers[name]
             if layer.along is not None:
-                layers[name] = layer.along(axis)
+                layers[name] = replace(layer.along(axis), aliases=layer.aliases, along=layer.along)
             elif one or len(matched) == 1:
                 _check_known(layer, axis)
     return tuple(layers[layer.name] for layer in network.layers)

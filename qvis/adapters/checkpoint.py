@@ -245,8 +245,7 @@ def _turned(tensor: Stored, layer: Layer, axis: int) -> Layer:
             f"channel_axis: {layer.name!r} has {axes} axes, shape {tensor.shape}, and got axis {axis}; "
             f"give one from {-axes} to {axes - 1}"
         )
-    turned = _layer(tensor, layer.name, layer.op, axis % axes)
-    return replace(turned, aliases=layer.aliases, along=layer.along)
+    return _layer(tensor, layer.name, layer.op, axis % axes)
 
 
 def _rows(tensor: Stored, axis: int) -> FloatArray:

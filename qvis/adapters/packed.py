@@ -75,7 +75,7 @@ def unpacked(owner: str, parts: Parts, settings: Mapping[str, Any]) -> Stored | 
     scheme = _scheme(parts, settings)
     if isinstance(scheme, str):
         return scheme
-    how = f"in groups of {scheme.group_size} inputs" if parts.groups is None else f"in {scheme.groups} groups of inputs"
+    how = f"in groups of {scheme.group_size} inputs" if scheme.group_size else f"in {scheme.groups} groups of inputs"
     return Stored(
         f"{owner}.weight".lstrip("."),
         (scheme.outputs, scheme.inputs),

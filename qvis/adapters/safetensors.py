@@ -12,6 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qvis.adapters.archive import mapped
 from qvis.adapters.encodings import ENCODINGS, Encoding
 from qvis.adapters.stored import Array, Contents, Stored, integers, natural, reading
@@ -142,7 +144,8 @@ def _read(path: Path, start: int, size: int, encoding: Encoding, shape: tuple[in
             return encoding.numbers(b"", shape)
         data = mapped(path, start, size)
         misaligned = start % max(1, encoding.bits // 8)
-        return encoding.numbers(bytes(data) if misaligned else data, shape)
+        with np.errstate(invalid="ignore"):  # of NaNs that were meant to signal
+            return encoding.numbers(bytes(data) if misaligned else data, shape)
 
 
 def _unknown(name: str, code: str) -> Array:

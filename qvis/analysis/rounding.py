@@ -35,7 +35,8 @@ def rounding_noise(
     dtype = np.dtype(np.float64) if exponent else weight.dtype
 
     def noise_of_block(rows: slice) -> NDArray[np.float64]:
-        block = weight[rows].astype(dtype, copy=False)
+        with np.errstate(invalid="ignore"):  # of a NaN that was meant to signal
+            block = weight[rows].astype(dtype, copy=False)
         if not clean:
             block = np.where(np.isfinite(block), block, 0)
         if exponent:
