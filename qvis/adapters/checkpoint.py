@@ -19,7 +19,7 @@ import numpy as np
 
 from qvis.adapters import folders, npz, packed, pickled, safetensors
 from qvis.adapters.scaled import scaled
-from qvis.adapters.stored import Array, Contents, Stored, shown
+from qvis.adapters.stored import Array, Contents, Stored, reading, shown
 from qvis.errors import BadArgumentError
 from qvis.layers import FloatArray, Layer, Network, Skipped
 
@@ -27,6 +27,7 @@ _LOADERS = {"safetensors": safetensors.load, "npz": npz.load, "torch": pickled.l
 _SUFFIXES = {".safetensors": "safetensors", ".npz": "npz", **dict.fromkeys((".pt", ".pth", ".bin", ".th"), "torch")}
 _SUFFIXES |= dict.fromkeys((".ckpt", ".pkl", ".pickle"), "torch")
 _WRAPPERS = ("module.", "_orig_mod.")
+_POINTER = b"version https://git-lfs"
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked", "moving_mean", "moving_variance")
 """What BatchNorm keeps beside its parameters."""
 
@@ -81,6 +82,11 @@ def read(model: Path) -> Network:
 
 
 def _load(path: Path) -> Contents:
+    with reading(path, "no file of weights", "give another"), path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            raise BadArgumentError(
+                f"model: {str(path)!r} is only a pointer of Git LFS; fetch the file with: git lfs pull"
+            )
     kind = _kind(path) or _SUFFIXES.get(path.suffix.lower())
     if kind is None:
         raise BadArgumentError(f"model: {str(path)!r} is no file of weights; give one of type {' '.join(_SUFFIXES)}")

@@ -64,6 +64,9 @@ def unpickled(path: Path) -> Any:
         from qvis.adapters.tensors import unpickle
 
         try:
+            if path.suffix.lower() == ".safetensors":  # torch would go by that name
+                with path.open("rb") as file:
+                    return unpickle(file)
             return unpickle(path, mapped=zipfile.is_zipfile(path))
         except pickle.UnpicklingError as error:
             raise BadArgumentError(
