@@ -33,7 +33,10 @@ _NO_WEIGHTS = {
 """Inputs that are no matrices, whatever their shape."""
 _NOT_LEARNED = {
     **dict.fromkeys(("LSTM", "GRU", "RNN"), (5, 6)),
-    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeMatMul"), (1, 2)),
+    "DynamicQuantizeLSTM": (5, 6, 8, 9, 10, 11),
+    "QAttention": (3, 4, 6, 7),
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", ), (1, 2)),
+    "DynamicQuantizeMatMul": (2, 3),
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm"), (1, 2, 4, 5, 6, 7)),
     "MatMulIntegerToFloat": (2, 3, 4, 5),
     "MatMulNBits": (2, 3),
@@ -160,8 +163,8 @@ class Walk:
             self._add(node, part)
         known = {part.value.key for part in parts}
         for index, value in enumerate(inputs):
-            plain = value is not None and index not in _NO_WEIGHTS.get(node.op, ())
-            if plain and value is not None and value.key not in known and value.key not in self.others:
+            plain = index not in _NO_WEIGHTS.get(node.op, ()) + _NOT_LEARNED.get(node.op, ())
+            if value is not None and plain and value.key not in known and value.key not in self.others:
                 self.others[value.key] = (value, node)
                 self.order.append((value.key, None))
 
