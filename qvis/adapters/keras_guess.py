@@ -5,7 +5,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qvis.adapters.keras_parts import RULES, projection, type_named
+
 Shape = tuple[int, ...]
+GUESSED = "the type of the layer is guessed from the shapes of its arrays"
+
+
+def identify(name: str, shapes: Mapping[str, Shape], op: str = "") -> tuple[str, dict[str, Any], tuple[str, ...]]:
+    """The type of a layer, what its rule must know, and a note on what that rests on.
+
+    Parameters
+    ----------
+    name
+        The names of the layers around it and its own: those that Keras gives tell the type.
+    shapes
+        The shapes of its arrays by their names.
+    op
+        The type, as far as it is known.
+    """
+    outer, _, own = name.rpartition("/")
+    op = op or type_named(own) or ""
+    if op not in ("", "EinsumDense"):
+        return op, {}, ()
+    first = next(iter(shapes.values()), ())
+    summed = projection(own) if outer else None
+    if summed is not None and len(first) >= 3:
+        return "EinsumDense", dict(summed), ()
+    if "depthwise" in own.lower() and len(first) in (3, 4):
+        return f"DepthwiseConv{len(first) - 2}D", {}, ()
+    kind, config = guess(shapes)
+    if op:
+        return op, config, ()
+    return kind, config, (GUESSED,) if kind in RULES else ()
 
 
 def guess(shapes: Mapping[str, Shape]) -> tuple[str, dict[str, Any]]:
@@ -63,8 +94,12 @@ def _plain(kernel: Shape, bias: Shape) -> str:
     if len(kernel) == 2:
         return "Dense" if not bias or bias == kernel[1:] else ""
     spatial = len(kernel) - 2
-    if spatial not in (1, 2, 3) or len(bias) != 1:
+    if spatial not in (1, 2, 3) or len(bias) > 1:
         return ""
+    if not bias:
+        # One filter of several inputs, without a bias, is far less usual than a filter for each input.
+        one_each = spatial < 3 and kernel[-1] == 1 < kernel[-2] and max(kernel[:-2]) > 1
+        return f"{'Depthwise' if one_each else ''}Conv{spatial}D"
     if spatial < 3 and kernel[-1] == 1 and bias[0] == kernel[-2] > 1:
         return f"DepthwiseConv{spatial}D"
     if bias[0] == kernel[-1]:

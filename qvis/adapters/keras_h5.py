@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qvis.adapters.keras_config import Spec
-from qvis.adapters.keras_guess import guess
-from qvis.adapters.keras_parts import RULES, position, projection, type_named, variable_names
+from qvis.adapters.keras_guess import identify
+from qvis.adapters.keras_parts import RULES, position, type_named, variable_names, without_cells
 from qvis.adapters.keras_units import AnyArray, Unit, Variable
 from qvis.adapters.stored import natural
 
@@ -26,8 +26,6 @@ _NO_LAYERS = {"vars", "optimizer", "_optimizer", "metrics", "_metrics", "_compil
 _DEPTH = 100
 _OLD_LAYERS = "_layer_checkpoint_dependencies"
 """What the group of a model's layers is called in files of Keras 2.12."""
-
-_GUESSED = "the type of the layer is guessed from the shapes of its arrays"
 
 
 class File:
@@ -100,8 +98,7 @@ class File:
         spec = self.by_name.get(title)  # a class may have another name in the configuration
         if spec is not None:
             return title, spec.op, spec
-        plain = own.removeprefix("forward_").removeprefix("backward_")  # inside a Bidirectional
-        return title, type_named(key) or type_named(plain) or "", None
+        return title, type_named(key) or type_named(own) or "", None
 
     # -----------------------------------------------------------------------------------------------------------------
     # Keras 2, and Keras 3 for .h5 files of whole models: conv1/conv1/kernel:0
@@ -121,8 +118,7 @@ class File:
                 units.setdefault(title, {})[variable.partition(":")[0]] = array
             for title, arrays in units.items():
                 spec = self.by_name.get(title)
-                plain = title.rpartition("/")[2].removeprefix("forward_").removeprefix("backward_")
-                op = spec.op if spec else type_named(plain) or ""
+                op = spec.op if spec else ""
                 yield self._unit(title, op, dict(spec.config) if spec else {}, arrays, known=spec is not None)
 
     def _owner(self, layer: str, steps: list[str]) -> str:
@@ -133,10 +129,10 @@ class File:
             names = [name for name in self.by_name if _is_inside(name, layer) and name.split("/")[-1] == steps[end - 1]]
             if names:
                 best = max(names, key=lambda name: len(set(name.split("/")) & set(steps)))
-                return "/".join([best, *_without_cells(steps[end:])])
+                return "/".join([best, *without_cells(steps[end:])])
         if layer in steps:
             steps = steps[steps.index(layer) + 1 :]
-        return "/".join([layer, *_without_cells(steps)])
+        return "/".join([layer, *without_cells(steps)])
 
     # -----------------------------------------------------------------------------------------------------------------
 
@@ -146,15 +142,8 @@ class File:
                 raise ValueError(f"{array.name!r} is no array")
         shapes = {key: tuple(array.shape) for key, array in arrays.items()}
         notes: tuple[str, ...] = ()
-        if not known and op in ("", "EinsumDense"):
-            summed = projection(name.rpartition("/")[2]) if "/" in name else None
-            if summed is not None and len(next(iter(shapes.values()))) >= 3:
-                op, config = "EinsumDense", {**summed}
-            elif op == "EinsumDense":
-                config = guess(shapes)[1]
-            else:
-                op, config = guess(shapes)
-                notes = (_GUESSED,) if op else ()
+        if not known:
+            op, config, notes = identify(name, shapes, op)
         if not known and op in RULES and "0" in arrays:
             names = variable_names(op, config, len(arrays))
             arrays = dict(zip(names, arrays.values(), strict=True))
@@ -222,7 +211,3 @@ def _dtype(array: h5py.Dataset) -> str:
 
 def _is_inside(name: str, layer: str) -> bool:
     return name == layer or name.startswith(f"{layer}/")
-
-
-def _without_cells(steps: list[str]) -> list[str]:
-    return [step for step in steps if not step.startswith(("lstm_cell", "gru_cell", "simple_rnn_cell", "stacked_rnn"))]

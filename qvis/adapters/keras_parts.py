@@ -224,5 +224,10 @@ _BY_SNAKE = {snake(op): op for op in (*RULES, "BatchNormalization", "SyncBatchNo
 
 
 def type_named(name: str) -> str | None:
-    """The type of a layer that bears the name Keras gave it, such as ``conv2d_3``."""
-    return _BY_SNAKE.get(re.sub(r"_\d+$", "", name))
+    """The type of a layer that bears the name Keras gave it, such as ``conv2d_3`` or ``forward_lstm``."""
+    return _BY_SNAKE.get(re.sub(r"^(forward|backward)_|_\d+$", "", name))
+
+
+def without_cells(steps: Sequence[str]) -> list[str]:
+    """A path without the cells of recurrent layers, which are one with their layer to the user."""
+    return [step for step in steps if not step.startswith(("lstm_cell", "gru_cell", "simple_rnn_cell", "stacked_rnn"))]
