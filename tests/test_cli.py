@@ -229,7 +229,7 @@ def test_the_names_of_a_comparison_can_be_given(capsys: pytest.CaptureFixture[st
     ("arguments", "message"),
     [
         (["report"], "Missing argument 'MODEL'"),
-        (["report", "missing.pt2"], "MODEL: there is no file 'missing.pt2'; give a .pt2 file, 'package"),
+        (["report", "missing.pt2"], "MODEL: there is no file 'missing.pt2'; give a model's file or folder, 'package"),
         (["compare", "net.py:make", "missing.pt2"], "NEW: there is no file 'missing.pt2'"),
         (["report", "net.py"], "MODEL: 'net.py' is code; name what makes the model, as in 'net.py:make'"),
         (["report", "other.py:make"], "no file 'other.py'"),

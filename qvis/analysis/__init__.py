@@ -31,7 +31,7 @@ def analyze(
     """Find out what rounding its weights would do to a model; nothing is written, and the model is not changed.
 
     Args:
-        model: a ``torch.nn.Module``, an exported program, or the path of a ``.pt2`` file.
+        model: a ``torch.nn.Module``, an exported program, or the path of a model's file or folder.
         selected_layers: names or glob patterns (``"features.*"``); all layers by default.
         bits: the width of the grid that is judged, 2 to 16.
         thresholds: where findings begin.

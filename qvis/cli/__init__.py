@@ -33,7 +33,7 @@ app = typer.Typer(
 
 @app.callback(
     invoke_without_command=True,
-    epilog="MODEL is a .pt2 file, package.module:factory, or file.py:factory. Try it: qvis demo",
+    epilog="MODEL is a file or folder, package.module:factory, or file.py:factory. Try it: qvis demo",
 )
 def start(
     context: typer.Context,

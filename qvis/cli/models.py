@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qvis.errors import BadArgumentError
 
-FORMS = "a .pt2 file, 'package.module:factory' or 'path/to/file.py:factory'"
+FORMS = "a model's file or folder, 'package.module:factory' or 'path/to/file.py:factory'"
 
 
 def open_model(spec: str, weights: Path | None = None, *, argument: str = "MODEL", option: str = "--weights") -> object:

@@ -15,7 +15,7 @@ from qvis.errors import BadArgumentError
 if TYPE_CHECKING:
     from qvis.layers import Thresholds
 
-MODEL_HELP = "A .pt2 file, package.module:factory, or file.py:factory."
+MODEL_HELP = "A file or folder with a model, package.module:factory, or file.py:factory."
 
 
 class Kind(str, Enum):

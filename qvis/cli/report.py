@@ -32,6 +32,7 @@ from qvis.cli.progress import Work
 
 EXAMPLES = (
     "qvis report model.pt2",
+    "qvis report model.safetensors --channel-axis 'upsample.*=1'",
     "qvis report net.py:make_net --weights trained.safetensors -o review",
     "qvis report package.nets:Net --layers 'features.*' --bits 4 --format html --format md",
 )

@@ -37,7 +37,7 @@ def visualize_weight_ranges(
     """Write ``weight_ranges.html``: minimum, quartiles, mean and maximum of every channel of every layer.
 
     Args:
-        model: a ``torch.nn.Module``, an exported program, or the path of a ``.pt2`` file. It is not changed.
+        model: a ``torch.nn.Module``, an exported program, or the path of a model's file or folder. It is not changed.
         out_dir: the folder to write to; made when missing.
         selected_layers: names or glob patterns (``"features.*"``); all layers by default.
         bits: the width of the integer grid that the layers are judged for, 2 to 16.
