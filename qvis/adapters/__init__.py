@@ -23,7 +23,10 @@ BUILT_IN = ("exported", "keras", "keras_files", "saved_model", "torch", "onnx", 
 known by what they are named only."""
 PLUGINS = "qvis.adapters"
 """The entry point group of adapters from other packages, asked after the built-in ones."""
-ACCEPTED = "a torch.nn.Module, a Keras model, an exported program, or the path of a .pt2, .onnx or .tflite file or a checkpoint"
+ACCEPTED = (
+    "a torch.nn.Module, a Keras or ONNX model, an exported program, or the path of a .pt2, .onnx or .tflite file, "
+    "or of a checkpoint"
+)
 
 
 class Adapter(Protocol):
