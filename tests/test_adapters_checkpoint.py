@@ -338,6 +338,7 @@ def test_peak_memory_is_the_largest_tensor(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     safetensors.numpy.save_file({f"w{i}": np.ones((1024, 4096), np.float16) for i in range(32)}, path)
     np.savez(tmp_path / "m.npz", **safetensors.numpy.load_file(path))
+    torch.save(safetensors.torch.load_file(path), tmp_path / "m.pt")
     code = (
         "import sys, resource, numpy\n"
         "from qvis import adapters\n"
@@ -347,11 +348,22 @@ def test_peak_memory_is_the_largest_tensor(tmp_path: Path) -> None:
         "assert sum(float(layer.weight[0, 0]) for layer in network.layers) == 32\n"
         "print(peak() - before)\n"
     )
-    for file in ("m.safetensors", "m.npz"):
+    for file in ("m.safetensors", "m.npz", "m.pt"):
         done = subprocess.run(
             [sys.executable, "-c", code, tmp_path / file], capture_output=True, text=True, check=True, timeout=120
         )
         assert float(done.stdout) < 64
+        (tmp_path / file).unlink()
+
+
+def test_tensors_that_share_a_storage_or_lie_otherwise_in_it_are_read(tmp_path: Path) -> None:
+    whole = torch.arange(24.0).reshape(4, 6)
+    state = {"rows": whole[1:3], "turned": whole.T, "steps": whole[::2, 1::2], "one": whole[:, :1].expand(4, 3)}
+    torch.save({**state, "other": torch.ones(2, 2, dtype=torch.bfloat16)}, tmp_path / "m.pt")
+    found = layers(adapters.read(tmp_path / "m.pt"))
+    for name, tensor in state.items():
+        np.testing.assert_array_equal(found[name].weight, tensor.numpy())
+    np.testing.assert_array_equal(found["other"].weight, np.ones((2, 2)))
 
 
 def test_the_listing_reads_no_numbers(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def handles(model: object) -> bool:
                 names = set(archive.namelist())
             others = any(name.endswith((".npy", "data.pkl")) for name in names)
             return {_CONFIG, _WEIGHTS} <= names or (model.suffix.lower() == ".keras" and not others)
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
         pass
     return model.suffix.lower() in _SUFFIXES
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qvis.adapters import storages
 from qvis.adapters.stored import Array, Contents, Stored, integers, reading
 from qvis.errors import BadArgumentError
 from qvis.layers import Skipped
@@ -31,14 +32,24 @@ def load(path: Path) -> Contents:
     BadArgumentError
         The file is cut short, damaged, of another kind, or holds more than tensors.
     """
-    if zipfile.is_zipfile(path):
+    zipped = _is_zipped(path)
+    if zipped:
         _check_kind(path)
     held = unpickled(path)
     from qvis.adapters.tensors import framework
 
     skipped: list[Skipped] = []
-    tensors = [_stored(name, tensor) for name, tensor in _tensors(held, path, skipped)]
-    return Contents(framework(), tuple(tensors), tuple(skipped))
+    found = list(_tensors(held, path, skipped))
+    with reading(path, "no PyTorch file", _WAY_OUT):
+        again = storages.readers(path, (tensor for _, tensor in found)) if zipped else {}
+        tensors = tuple(_stored(name, tensor, again.get(id(tensor))) for name, tensor in found)
+    return Contents(framework(), tensors, tuple(skipped))
+
+
+def _is_zipped(path: Path) -> bool:
+    """Whether it is of the format since torch 1.6; judged as torch does."""
+    with reading(path, "no PyTorch file", _WAY_OUT), path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def _check_kind(path: Path) -> None:
@@ -67,7 +78,7 @@ def unpickled(path: Path) -> Any:
             if path.suffix.lower() == ".safetensors":  # torch would go by that name
                 with path.open("rb") as file:
                     return unpickle(file)
-            return unpickle(path, mapped=zipfile.is_zipfile(path))
+            return unpickle(path, mapped=_is_zipped(path))
         except pickle.UnpicklingError as error:
             raise BadArgumentError(
                 f"model: {str(path)!r} is damaged or holds more than tensors, and reading that could run code; if you "
@@ -105,7 +116,7 @@ def _walk(prefix: str, held: Mapping[Any, Any], skipped: list[Skipped]) -> Itera
                 yield from _walk(f"{name}.", value, skipped)
 
 
-def _stored(name: str, tensor: Tensor) -> Stored:
+def _stored(name: str, tensor: Tensor, again: Callable[[], Array] | None) -> Stored:
     from qvis.adapters.tensors import identity
 
     dtype = str(tensor.dtype).removeprefix("torch.")
@@ -114,7 +125,7 @@ def _stored(name: str, tensor: Tensor) -> Stored:
         name,
         tuple(tensor.shape),
         dtype,
-        partial(_numbers, tensor),
+        again or partial(_numbers, tensor),
         key=identity(tensor),
         obstacle=_obstacle(tensor, dtype),
         notes=(f"dequantized from {dtype}",) if quantized else (),
