@@ -297,6 +297,12 @@ def test_files_are_read_where_no_framework_is_installed(files: Path) -> None:
     subprocess.run([sys.executable, "-c", BLOCKED, *paths], check=True)
 
 
+def test_without_h5py_the_error_says_what_to_install(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(BadArgumentError, match="needs the package 'h5py' to be read; install it"):
+        adapters.read(files / "digits.keras")
+
+
 def test_a_file_is_reported_on_from_the_shell(files: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "qvis", "report", str(files / "digits.keras"), "-o", str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True)

@@ -24,8 +24,8 @@ known by what they are named only."""
 PLUGINS = "qvis.adapters"
 """The entry point group of adapters from other packages, asked after the built-in ones."""
 ACCEPTED = (
-    "a torch.nn.Module, a Keras or ONNX model, an exported program, or the path of a .pt2, .onnx or .tflite file, "
-    "or of a checkpoint"
+    "a torch.nn.Module, a Keras or ONNX model, an exported program, or the path of a .pt2, .keras, .h5, .onnx or "
+    ".tflite file, of a SavedModel or of a checkpoint"
 )
 
 

@@ -27,7 +27,7 @@ def identify(name: str, shapes: Mapping[str, Shape], op: str = "") -> tuple[str,
     op = op or type_named(own) or ""
     if op not in ("", "EinsumDense"):
         return op, {}, ()
-    first = next(iter(shapes.values()), ())
+    first = max(shapes.values(), key=len, default=())
     summed = projection(own) if outer else None
     if summed is not None and len(first) >= 3:
         return "EinsumDense", dict(summed), ()

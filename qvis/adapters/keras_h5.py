@@ -13,7 +13,7 @@ import numpy as np
 
 from qvis.adapters.keras_config import Spec
 from qvis.adapters.keras_guess import identify
-from qvis.adapters.keras_parts import RULES, position, type_named, variable_names, without_cells
+from qvis.adapters.keras_parts import RULES, inside_attention, owners, position, type_named, variable_names
 from qvis.adapters.keras_units import AnyArray, Unit, Variable
 from qvis.adapters.stored import natural
 
@@ -91,7 +91,7 @@ class File:
         if "vars" not in group:  # a list of layers, or a layer without arrays
             return name, op, None
         own = attribute(child(group, "vars"), "name")
-        own = own if isinstance(own, str) and own else key
+        own = own if isinstance(own, str) and own else inside_attention(key)
         if key == "cell":
             return name, op if op in RULES else type_named(own) or "", None
         title = f"{name}/{own}" if name else own
@@ -108,31 +108,37 @@ class File:
             if layer not in root:
                 continue
             group = child(root, layer)
-            units: dict[str, dict[str, Any]] = {}
+            arrays: dict[tuple[str, ...], dict[str, Any]] = {}
             for path in _texts(group, "weight_names"):
                 array = group
                 for step in path.split("/"):
                     array = child(array, step) if step else array
                 owner, _, variable = path.rpartition("/")
                 title = self._owner(layer, owner.split("/") if owner else [])
-                units.setdefault(title, {})[variable.partition(":")[0]] = array
-            for title, arrays in units.items():
-                spec = self.by_name.get(title)
-                op = spec.op if spec else ""
-                yield self._unit(title, op, dict(spec.config) if spec else {}, arrays, known=spec is not None)
+                arrays.setdefault(tuple(title), {})[variable.partition(":")[0]] = array
+            titles = owners(arrays)
+            for steps, held in arrays.items():
+                yield self._titled(titles[steps], held)
 
-    def _owner(self, layer: str, steps: list[str]) -> str:
+    def _titled(self, title: str, arrays: dict[str, Any]) -> Unit:
+        spec = self.by_name.get(title)
+        if spec is not None and spec.op == "TimeDistributed":  # Keras 2 leaves out the layer inside
+            spec = next((one for one in self.specs if one.name.startswith(f"{title}/")), spec)
+            title = spec.name
+        return self._unit(title, spec.op if spec else "", dict(spec.config) if spec else {}, arrays, known=bool(spec))
+
+    def _owner(self, layer: str, steps: list[str]) -> list[str]:
         """The path of the layer that an array is of; ``steps`` may leave out nested models, or start with the whole."""
         if layer == "top_level_model_weights":
-            return "/".join(steps[1:])
+            return steps[1:]
         for end in range(len(steps), 0, -1):
             names = [name for name in self.by_name if _is_inside(name, layer) and name.split("/")[-1] == steps[end - 1]]
             if names:
                 best = max(names, key=lambda name: len(set(name.split("/")) & set(steps)))
-                return "/".join([best, *without_cells(steps[end:])])
+                return [*best.split("/"), *steps[end:]]
         if layer in steps:
             steps = steps[steps.index(layer) + 1 :]
-        return "/".join([layer, *without_cells(steps)])
+        return [layer, *steps]
 
     # -----------------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ The rules serve models in memory and files alike, so that they take arrays and p
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple
@@ -228,6 +228,27 @@ def type_named(name: str) -> str | None:
     return _BY_SNAKE.get(re.sub(r"^(forward|backward)_|_\d+$", "", name))
 
 
-def without_cells(steps: Sequence[str]) -> list[str]:
-    """A path without the cells of recurrent layers, which are one with their layer to the user."""
-    return [step for step in steps if not step.startswith(("lstm_cell", "gru_cell", "simple_rnn_cell", "stacked_rnn"))]
+_CELL = re.compile(r"(lstm|gru|simple_rnn|conv_lstm\d?d?|conv_lstm)_cell(_\d+)?")
+
+
+def owners(paths: Iterable[Sequence[str]]) -> dict[tuple[str, ...], str]:
+    """The names of the layers at some paths. The cell of a recurrent layer is one with it, unless it has several."""
+    listed = {tuple(path): [step for step in path if not step.startswith("stacked_rnn_cells")] for path in paths}
+    cells: dict[tuple[str, ...], set[str]] = {}
+    for steps in listed.values():
+        if steps and _CELL.fullmatch(steps[-1]):
+            cells.setdefault(tuple(steps[:-1]), set()).add(steps[-1])
+    names = {}
+    for path, steps in listed.items():
+        around = tuple(steps[:-1])
+        alone = bool(around) and len(cells.get(around, ())) == 1 and _CELL.fullmatch(steps[-1])
+        names[path] = "/".join(around if alone else steps)
+    return names
+
+
+def inside_attention(name: str) -> str:
+    """The name of a layer inside an attention layer, of which early files only have the attribute's."""
+    plain = name.lstrip("_")
+    if plain not in _PROJECTIONS or not plain.endswith("_dense"):
+        return name
+    return "attention_output" if plain == "output_dense" else plain.removesuffix("_dense")

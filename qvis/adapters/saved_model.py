@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qvis.adapters.keras_guess import identify
-from qvis.adapters.keras_parts import without_cells
+from qvis.adapters.keras_parts import owners
 from qvis.adapters.keras_units import AnyArray, Collector, Unit, Variable
 from qvis.adapters.stored import natural, reading
 from qvis.adapters.tf_bundle import GRAPH, MAGIC, Bundle, Entry
@@ -107,21 +107,20 @@ def _held(module: Any) -> Iterator[tuple[str, Variable]]:
 def _gather(variables: dict[str, Variable], name: str, framework: str) -> Network:
     """The layers that the names of variables speak of: all but the last step of a name is the layer's."""
     steps = {name: name.partition(":")[0].split("/") for name in variables}
-    roots = {path[0] for path in steps.values()}
-    owners = {tuple(path[:-1]) for path in steps.values()}
+    layers = {tuple(path[:-1]) for path in steps.values()}
     # The name of the whole model, which Keras puts first.
-    skip = 1 if len(roots) == 1 and len(owners) > 1 and min(map(len, steps.values())) > 2 else 0
+    prefixed = len({path[:1] for path in layers}) == 1 and len(layers) > 1 and min(map(len, layers)) > 1
+    titles = owners(path[prefixed:] for path in layers)
     units: dict[str, list[tuple[str, Variable]]] = {}
     for one, path in steps.items():
-        owner = "/".join(without_cells(path[skip:-1]))
-        units.setdefault(owner, []).append((path[-1], variables[one]))
+        units.setdefault(titles[tuple(path[prefixed:-1])], []).append((path[-1], variables[one]))
     found = Collector()
-    for owner, held in units.items():
+    for title, held in units.items():
         shapes = {variable: one.shape for variable, one in held}
-        op, config, notes = identify(owner, shapes)
+        op, config, notes = identify(title, shapes)
         found.add(
             Unit(
-                owner,
+                title,
                 op,
                 config,
                 tuple(
