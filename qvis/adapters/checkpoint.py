@@ -26,7 +26,6 @@ from qvis.layers import FloatArray, Layer, Network, Skipped
 _LOADERS = {"safetensors": safetensors.load, "npz": npz.load, "torch": pickled.load}
 _SUFFIXES = {".safetensors": "safetensors", ".npz": "npz", **dict.fromkeys((".pt", ".pth", ".bin", ".th"), "torch")}
 _SUFFIXES |= dict.fromkeys((".ckpt", ".pkl", ".pickle"), "torch")
-_WRAPPERS = ("module.", "_orig_mod.")
 _POINTER = b"version https://git-lfs"
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked", "moving_mean", "moving_variance")
 """What BatchNorm keeps beside its parameters."""
@@ -95,7 +94,7 @@ def _load(path: Path) -> Contents:
 
 def _unwrapped(contents: Contents) -> Contents:
     """The names without the prefix of a model that was trained in parallel or compiled."""
-    for prefix in _WRAPPERS:
+    for prefix in pickled.WRAPPERS:
         if contents.tensors and all(tensor.name.startswith(prefix) for tensor in contents.tensors):
             tensors = tuple(replace(one, name=one.name.removeprefix(prefix)) for one in contents.tensors)
             ties = {one.removeprefix(prefix): kept.removeprefix(prefix) for one, kept in contents.ties.items()}

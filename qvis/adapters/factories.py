@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from qvis.adapters import find
+from qvis.adapters.pickled import NESTED, WRAPPERS
 from qvis.adapters.tensors import identity, unpickle
 from qvis.errors import BadArgumentError
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 _FORM = "expected 'package.module:factory' or 'path/to/file.py:factory'"
 _PICKLED = (".pt", ".pth", ".bin", ".th", ".ckpt")
-_NESTED = ("state_dict", "model_state_dict", "model")
-_WRAPPERS = ("module.", "_orig_mod.")
 
 
 def load(spec: str, weights: str | Path | None = None) -> object:
@@ -190,7 +189,7 @@ def _unpickle(path: Path, what: str) -> object:
 def _tensors(loaded: object, what: str) -> dict[str, Tensor]:
     import torch
 
-    for key in _NESTED:
+    for key in NESTED:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
     if not isinstance(loaded, Mapping):
@@ -208,7 +207,7 @@ def _put(state: dict[str, Tensor], model: object, what: str) -> None:
     if not isinstance(model, torch.nn.Module):
         raise BadArgumentError(f"{what} needs a torch.nn.Module to go to, and the model is a {type(model).__name__}")
     own = model.state_dict()
-    for prefix in _WRAPPERS:
+    for prefix in WRAPPERS:
         if all(name.startswith(prefix) for name in state) and not any(name.startswith(prefix) for name in own):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     shapes = [

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 NESTED = ("state_dict", "model_state_dict", "model")
 """Where training scripts keep the weights within a checkpoint."""
-LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""How files of torch before 1.6 start."""
+WRAPPERS = ("module.", "_orig_mod.")
+"""What the names start with when the model was trained in parallel, or compiled."""
 _WAY_OUT = "save it anew with torch.save(model.state_dict(), ...), or as .safetensors"
 
 
