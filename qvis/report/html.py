@@ -194,8 +194,8 @@ def _measures(layer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sortable(value: float) -> str:
-    """What a column sorts by; empty for NaN, which then stays last."""
-    return "" if value != value else f"{value:.6g}"
+    """What a column sorts by, as JavaScript spells it; empty for NaN, which then stays last."""
+    return "" if value != value else f"{value:.6g}".replace("inf", "Infinity")
 
 
 def _decibels(value: float) -> str:

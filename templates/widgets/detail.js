@@ -58,10 +58,11 @@ const detail = (() => {
     header(rounding, ["", ...(data.changes ? ["tensor, before", "tensor, after", "channel, before", "channel, after"] : ["grid per tensor", "grid per channel"])]);
     const both = (a, b, words) => [...parts.map((part) => words(part[a])), ...parts.map((part) => words(part[b]))];
     const share = (value) => value === null ? "n/a" : words.percent(value);
+    const kept = (value, noise) => value === null && noise !== null ? "∞" : words.decibels(value);   // JSON has no sign for it
     const whole = (head, read) => { const line = row(head, parts.map(read)); [...line.cells].slice(1).forEach((cell) => { cell.colSpan = 2; }); return line; };
     $("tbody", rounding).replaceChildren(
       row("Noise of a quarter of the channels", both("noise_share", "noise_share_channel", share)),
-      row("SQNR of all weights", both("sqnr_tensor_db", "sqnr_channel_db", words.decibels)),
+      row("SQNR of all weights", [...parts.map((part) => kept(part.sqnr_tensor_db, part.noise_share)), ...parts.map((part) => kept(part.sqnr_channel_db, part.noise_share_channel))]),
       whole("Step of the tensor's grid", (part) => words.number(part.step)),
       whole("Levels of the median channel", (part) => `${part.median_levels} of ${2 ** data.report.bits}`),
       whole("Starved, near dead, dead channels", (part) => `${part.flags.starved.length}, ${part.flags.near_dead.length}, ${part.flags.dead.length} of ${part.channels}`));

@@ -183,7 +183,7 @@ const figures = (() => {
     const has = (i, flag) => (now.flags[i] & FLAG[flag]) !== 0;
     const notes = {outlier: "outlier by range", starved: "starved", near_dead: "near dead", dead: "dead", nonfinite: "NaN or infinite"};
     const peaks = positions.map((i) => Math.max(Math.abs(now.min[i]), Math.abs(now.max[i])));
-    const setter = peaks.reduce((best, peak, i) => peak > (peaks[best] ?? -1) ? i : best, -1);
+    const setter = peaks.reduce((best, peak, i) => peak > (peaks[best] ?? 0) ? i : best, -1);
     const note = positions.map((i) => [i === setter && "sets the step", ...Object.keys(notes).map((flag) => has(i, flag) && notes[flag])].filter(Boolean).join(", "));
     const colour = positions.map((i) => has(i, "nonfinite") ? ink.unusable : has(i, "starved") || has(i, "near_dead") || has(i, "dead") ? ink.watch : i === setter ? ink.accent : ink.box);
     const label = positions.map((i) => {
