@@ -29,18 +29,29 @@ def analyze(
 ) -> Analysis:
     """Find out what rounding its weights would do to a model; nothing is written, and the model is not changed.
 
-    Args:
-        model: a ``torch.nn.Module``, an exported program, or the path of a ``.pt2`` file.
-        selected_layers: names or glob patterns (``"features.*"``); all layers by default.
-        bits: the width of the grid that is judged, 2 to 16.
-        thresholds: where findings begin.
-        name: what the report calls the model; its class or file name by default.
-        progress: wraps the layers, to show how far the work has come.
+    Parameters
+    ----------
+    model
+        A ``torch.nn.Module``, an exported program, or the path of a ``.pt2`` file.
+    selected_layers
+        Names or glob patterns (``"features.*"``); all layers by default.
+    bits
+        The width of the grid that is judged, 2 to 16.
+    thresholds
+        Where findings begin.
+    name
+        What the report calls the model; its class or file name by default.
+    progress
+        Wraps the layers, to show how far the work has come.
 
-    Raises:
-        UnsupportedModelError: the model, or a tensor in it, cannot be read.
-        UnknownLayerError: an entry of ``selected_layers`` matches nothing.
-        BadArgumentError: ``bits`` is out of bounds.
+    Raises
+    ------
+    UnsupportedModelError
+        The model, or a tensor in it, cannot be read.
+    UnknownLayerError
+        An entry of ``selected_layers`` matches nothing.
+    BadArgumentError
+        ``bits`` is out of bounds.
     """
     from qvis import adapters
 

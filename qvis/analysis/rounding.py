@@ -20,8 +20,10 @@ def rounding_noise(
     The step is max|w| / (2^(bits-1) - 1), once over the tensor and once over each channel (Krishnamoorthi,
     arXiv 1806.08342, section 2.1, with a narrow range). Weights that are not finite bring no noise.
 
-    Raises:
-        BadArgumentError: ``bits`` is not from 2 to 16.
+    Raises
+    ------
+    BadArgumentError
+        ``bits`` is not from 2 to 16.
     """
     largest = 2 ** (checked_bits(bits) - 1) - 1
     peak = np.nan_to_num(statistics.peak, nan=0.0)

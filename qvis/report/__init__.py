@@ -35,21 +35,35 @@ def visualize_weight_ranges(
 ) -> Report:
     """Write ``weight_ranges.html``: minimum, quartiles, mean and maximum of every channel of every layer.
 
-    Args:
-        model: a ``torch.nn.Module``, an exported program, or the path of a ``.pt2`` file. It is not changed.
-        out_dir: the folder to write to; made when missing.
-        selected_layers: names or glob patterns (``"features.*"``); all layers by default.
-        bits: the width of the integer grid that the layers are judged for, 2 to 16.
-        thresholds: where findings begin.
-        name: what the report calls the model; its class or file name by default.
-        formats: any of ``"html"``, ``"json"`` and ``"md"``.
-        progress: wraps the layers, to show how far the work has come.
+    Parameters
+    ----------
+    model
+        A ``torch.nn.Module``, an exported program, or the path of a ``.pt2`` file. It is not changed.
+    out_dir
+        The folder to write to; made when missing.
+    selected_layers
+        Names or glob patterns (``"features.*"``); all layers by default.
+    bits
+        The width of the integer grid that the layers are judged for, 2 to 16.
+    thresholds
+        Where findings begin.
+    name
+        What the report calls the model; its class or file name by default.
+    formats
+        Any of ``"html"``, ``"json"`` and ``"md"``.
+    progress
+        Wraps the layers, to show how far the work has come.
 
-    Raises:
-        UnsupportedModelError: the model, or a tensor in it, cannot be read.
-        UnknownLayerError: an entry of ``selected_layers`` matches nothing.
-        BadArgumentError: an argument is out of bounds.
-        OutputError: the folder cannot be written, or holds a file of that name that qvis did not write.
+    Raises
+    ------
+    UnsupportedModelError
+        The model, or a tensor in it, cannot be read.
+    UnknownLayerError
+        An entry of ``selected_layers`` matches nothing.
+    BadArgumentError
+        An argument is out of bounds.
+    OutputError
+        The folder cannot be written, or holds a file of that name that qvis did not write.
     """
     analysis = analyze(
         model, selected_layers=selected_layers, bits=bits, thresholds=thresholds, name=name, progress=progress

@@ -239,9 +239,12 @@ def plain(sentence: Sentence) -> str:
 def jsonable(value: Any, *, statistics: bool = True) -> Any:
     """``value`` as JSON can hold it: arrays become lists, NaN and infinities ``null``.
 
-    Args:
-        value: a document or a part of one.
-        statistics: without them the arrays that have one value for each channel are left out.
+    Parameters
+    ----------
+    value
+        A document or a part of one.
+    statistics
+        Without them the arrays that have one value for each channel are left out.
     """
     if isinstance(value, np.ndarray):
         return jsonable(value.tolist())

@@ -29,10 +29,14 @@ STYLES = ("page", "index")
 def render_index(documents: Sequence[Document], *, title: str, lead: str) -> str:
     """The page for reports that lie beside it. Its head names the model of the first.
 
-    Args:
-        documents: what the reports were made from, in the order of the page.
-        title: what the reports are about.
-        lead: a sentence or two above the list.
+    Parameters
+    ----------
+    documents
+        What the reports were made from, in the order of the page.
+    title
+        What the reports are about.
+    lead
+        A sentence or two above the list.
     """
     environment = Environment(
         loader=PackageLoader("qvis.templates", ""),
@@ -61,8 +65,10 @@ def check_index(out_dir: str | PathLike[str]) -> None:
 def write_index(out_dir: str | PathLike[str], documents: Sequence[Document], *, title: str, lead: str) -> Path:
     """Write :func:`render_index` as ``index.html`` and return its path.
 
-    Raises:
-        OutputError: the folder cannot be written, or holds an ``index.html`` that qvis did not write.
+    Raises
+    ------
+    OutputError
+        The folder cannot be written, or holds an ``index.html`` that qvis did not write.
     """
     check_index(out_dir)
     path = Path(out_dir) / FILE
