@@ -79,7 +79,7 @@ def checked_bits(bits: int) -> int:
 
 def _exponent(peak: float) -> int:
     """The power of two in units of which weights are rounded: 0, unless their squares could leave floating point."""
-    return 0 if 1e-30 < peak < 1e30 else int(np.frexp(peak)[1])
+    return 0 if 1e-24 < peak < 1e24 else int(np.frexp(peak)[1])
 
 
 def _errors(block: FloatArray, inverse_step: FloatArray, buffer: FloatArray) -> NDArray[np.float64]:
