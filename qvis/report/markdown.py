@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from qvis.report.cells import columns, is_changes, left_out, ranked, severity, shorten, visible
+from qvis.report.cells import columns, is_changes, left_out, ranked, severity, shorten
 from qvis.report.document import Document
-from qvis.words import count
+from qvis.words import count, visible
 
 ROWS = 10
 """Rows shown at once."""
