@@ -149,8 +149,7 @@ def _deciding_reason(layer: LayerAnalysis, thresholds: Thresholds) -> str:
 
 
 def _last_line(analysis: Analysis, failing: int) -> str:
-    from qvis.words import visible
-    from qvis.words import count
+    from qvis.words import count, visible
 
     total = count(len(analysis.layers), "layer")
     outcome = f"{failing} of {total} {'fails' if failing == 1 else 'fail'}" if failing else f"all {total} pass"

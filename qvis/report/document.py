@@ -226,7 +226,8 @@ def _verdict_on_changes(comparison: Comparison) -> Document:
         if was or now:
             details.append(f"{str(level).capitalize()}: {was} before, {now} after.")
     if comparison.unmatched:
-        details.append(f"{count(len(comparison.unmatched), 'layer')} could not be compared; they are named below.")
+        named = "it is" if len(comparison.unmatched) == 1 else "they are"
+        details.append(f"{count(len(comparison.unmatched), 'layer')} could not be compared; {named} named below.")
     details.append("No data was run: whether the two models compute the same is not known from the weights alone.")
     return {"sentence": sentence, "text": plain(sentence), "details": details}
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.resources import files
 from os import PathLike
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from qvis.report.cells import is_changes
 from qvis.report.document import Document
+from qvis.report.html import environment, read_widget
 from qvis.report.report import MARKS, make_folder, refuse_foreign, write_all
 from qvis.version import __version__
 
@@ -38,19 +37,11 @@ def render_index(documents: Sequence[Document], *, title: str, lead: str) -> str
     lead
         A sentence or two above the list.
     """
-    environment = Environment(
-        loader=PackageLoader("qvis.templates", ""),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters["thousands"] = "{:,}".format
-    return environment.get_template("index.html.jinja").render(
+    return environment().get_template("index.html.jinja").render(
         title=title,
         lead=lead,
         version=__version__,
-        css=Markup("\n".join(_style(name) for name in STYLES)),
+        css=Markup("\n".join(read_widget(f"{name}.css") for name in STYLES)),
         model=_models(documents[0])[-1],
         entries=[_entry(document) for document in documents],
     )
@@ -93,6 +84,3 @@ def _models(document: Document) -> list[dict[str, Any]]:
     model = document["model"]
     return [model["before"], model["after"]] if is_changes(document) else [model]
 
-
-def _style(name: str) -> str:
-    return (files("qvis.templates.widgets") / f"{name}.css").read_text(encoding="utf-8")
