@@ -27,7 +27,7 @@ const figures = (() => {
     const below = axis(xTicks), left = axis(true);
     below.axis_label = label; left.axis_line_color = null;
     plots[name] = make("Plot", {x_range: x, y_range: range(), x_scale: make("LinearScale"), y_scale: make("LinearScale"), sizing_mode: "stretch_both",
-      toolbar_location: null, background_fill_color: null, border_fill_color: null, outline_line_color: null, min_border: 0, min_border_left: 44, min_border_top: 4,
+      toolbar_location: null, background_fill_color: null, border_fill_color: null, outline_line_color: null, min_border: 0, min_border_left: 44, min_border_top: 6, min_border_bottom: 7,
       min_border_right: 4, below: [below], left: [left], center: [make("Grid", {dimension: 1, axis: left})], output_backend: "canvas"});
     return plots[name];
   }
@@ -134,9 +134,15 @@ const figures = (() => {
     for (const [name, renderer] of Object.entries(glyphs)) if (/before/.test(name)) renderer.glyph.line_color = ink["ink-2"];
     if (latest !== undefined) fill(latest);
   }
-  // Before printing Bokeh has to draw now, not in the next frame.
+  // Before printing Bokeh has to take the new colours and draw now, not in the next frame.
   function repaint() {
-    for (const plot of Object.values(plots)) { try { Bokeh.index.find_one(plot)?.paint(); } catch { /* older BokehJS: the next frame will do */ } }
+    for (const plot of Object.values(plots)) {
+      try {
+        const view = Bokeh.index.find_one(plot);
+        for (const renderer of view.computed_renderer_views ?? []) renderer.glyph?.set_visuals?.(renderer.model.data_source, renderer.all_indices);
+        view.paint();
+      } catch { /* an older BokehJS, or a figure that is not drawn yet: the next frame will do */ }
+    }
   }
 
   // ------------------------------------------------------------------------------------------ axes
