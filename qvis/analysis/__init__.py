@@ -118,5 +118,5 @@ def _digest(weight: FloatArray) -> str:
 def _fingerprint(layers: Sequence[LayerAnalysis]) -> str:
     whole = hashlib.sha256()
     for layer in layers:
-        whole.update(f"{layer.name}\0{layer.shape}\0{layer.digest}\n".encode())
+        whole.update(f"{layer.name}\0{layer.shape}\0{layer.digest}\n".encode(errors="surrogatepass"))
     return whole.hexdigest()

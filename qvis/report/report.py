@@ -145,8 +145,9 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise OutputError(f"out_dir: {str(folder)!r} is a file or lies below one, expected a folder") from error
-    except OSError as error:
-        raise OutputError(f"out_dir: cannot make {str(folder)!r}: {error.strerror}; choose another folder") from error
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise OutputError(f"out_dir: cannot make {str(folder)!r}: {why}; choose another folder") from error
 
 
 def refuse_foreign(path: Path, mark: bytes) -> None:
