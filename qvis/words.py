@@ -46,6 +46,15 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
+def encodable(text: str) -> str:
+    r"""``text`` with halves of surrogate pairs spelled out, which no file can hold.
+
+    >>> encodable("conv\udc80")
+    'conv\\udc80'
+    """
+    return text.encode(errors="backslashreplace").decode()
+
+
 def visible(text: str) -> str:
     r"""``text`` on one line, with all that is invisible or steers a terminal spelled out.
 

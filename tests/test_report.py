@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from torch import nn
 
 import qvis
 from qvis import BadArgumentError, OutputError, QvisError, Report, Thresholds, UnknownLayerError, UnsupportedModelError
+from qvis.analysis import analyze_network
 from qvis.analysis.comparison import compare
-from qvis.layers import Reason, Severity
+from qvis.layers import Reason, Severity, Skipped
 from qvis.report import report as writing
 from qvis.report.document import summarize, summarize_changes
-from tests.weights import analysis, gaussian
+from tests.weights import analysis, gaussian, network
 
 KINDS = ("weight_ranges", "relative_weight_ranges", "changes_after_optimization")
 FORMATS = ("html", "json", "md")
@@ -398,10 +400,15 @@ def test_files_may_be_read_by_whom_the_umask_lets(mask: int, mode: int, tmp_path
     assert {path.stat().st_mode & 0o777 for path in report.paths.values()} == {mode}
 
 
-def test_lone_surrogates_in_names_can_be_written(tmp_path: Path) -> None:
-    report = make_report({"a\ud800b": gaussian(3, 4)}).write(tmp_path, FORMATS)
+def test_names_that_no_file_can_hold_are_spelled_out(tmp_path: Path) -> None:
+    found = analyze_network(
+        replace(network({"a\ud800b": gaussian(3, 4)}, "m\udfff"), skipped=(Skipped("\ud800", "why"),))
+    )
+    report = Report(summarize(found, "weight_ranges"), found.layers).write(tmp_path, FORMATS)
     for path in report.paths.values():
-        path.read_text(encoding="utf-8")
+        assert "a\\ud800b" in path.read_text(encoding="utf-8").replace("\\\\", "\\").replace("&#92;", "\\")
+    document = report.to_dict()
+    assert (document["model"]["name"], document["skipped"][0]["name"]) == ("m\\udfff", "\\ud800")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from qvis.analysis.problems import find_flags, find_reasons, noise_share
 from qvis.analysis.rounding import checked_bits, rounding_noise
 from qvis.analysis.statistics import channel_statistics
 from qvis.layers import Analysis, FloatArray, Layer, LayerAnalysis, Network, Severity, Thresholds
+from qvis.words import encodable
 
 Progress = Callable[[Sequence[Layer]], Iterator[Layer]]
 """Yields the layers it is given, and shows how far their consumer has come."""
@@ -68,11 +70,11 @@ def analyze_network(
     with pool() as workers:
         layers = tuple(analyze_layer(layer, bits, thresholds, workers) for layer in progress(network.layers))
     return Analysis(
-        name=network.name,
+        name=encodable(network.name),
         framework=network.framework,
         parameters=network.parameters,
         layers=layers,
-        skipped=network.skipped,
+        skipped=tuple(replace(skipped, name=encodable(skipped.name)) for skipped in network.skipped),
         thresholds=thresholds,
         bits=bits,
         fingerprint=_fingerprint(layers),
@@ -91,12 +93,12 @@ def analyze_layer(layer: Layer, bits: int, thresholds: Thresholds, workers: Pool
     share_channel = noise_share(statistics, rounding, flags, per_channel=True)
     reasons = find_reasons(statistics, rounding, flags, thresholds, (share, share_channel))
     return LayerAnalysis(
-        name=layer.name,
+        name=encodable(layer.name),
         op=layer.op,
         shape=layer.shape,
         dtype=layer.dtype,
         channels=layer.channels,
-        aliases=layer.aliases,
+        aliases=tuple(encodable(alias) for alias in layer.aliases),
         notes=layer.notes,
         statistics=statistics,
         rounding=rounding,
@@ -118,5 +120,5 @@ def _digest(weight: FloatArray) -> str:
 def _fingerprint(layers: Sequence[LayerAnalysis]) -> str:
     whole = hashlib.sha256()
     for layer in layers:
-        whole.update(f"{layer.name}\0{layer.shape}\0{layer.digest}\n".encode(errors="surrogatepass"))
+        whole.update(f"{layer.name}\0{layer.shape}\0{layer.digest}\n".encode())
     return whole.hexdigest()

@@ -251,9 +251,7 @@ def jsonable(value: Any, *, statistics: bool = True) -> Any:
         return jsonable(value.tolist())
     if isinstance(value, Mapping):
         return {k: jsonable(v, statistics=statistics) for k, v in value.items() if statistics or not _per_channel(v)}
-    if isinstance(value, str):
-        return value.encode(errors="replace").decode()  # no encoding of text holds half a surrogate pair
-    if isinstance(value, int) or value is None:
+    if isinstance(value, (str, int)) or value is None:
         return value
     if isinstance(value, float):
         return value if np.isfinite(value) else None
