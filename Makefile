@@ -12,7 +12,7 @@ METADATA := setup.cfg setup.py pyproject.toml constraints.txt
 .DELETE_ON_ERROR:
 # two runs of pip must not write into one environment
 .NOTPARALLEL:
-.PHONY: help demo test lint types check docs clean
+.PHONY: help demo test lint types check docs screenshot clean
 
 help:
 	@echo 'make demo   set up .venv and write reports of the shipped model into qvis-report/'
@@ -39,6 +39,10 @@ check: .venv/.test .venv/.chromium
 docs: .venv/.docs
 	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 	@echo 'Documentation: docs/_build/html/index.html'
+
+# the picture in README.rst, to be taken anew when the page looks different
+screenshot: .venv/.test .venv/.chromium
+	@CHROMIUM="$${CHROMIUM:-$$(cat .venv/.chromium)}" $(BIN)/python docs/take_screenshot.py
 
 clean:
 	rm -rf .venv qvis-report docs/_build build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
