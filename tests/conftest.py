@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+pytest.register_assert_rewrite("tests.browser")
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
     from qvis.report import Report
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write the files of tests/golden anew")
 
 
 @pytest.fixture(scope="session")
