@@ -109,6 +109,11 @@ const figures = (() => {
     const {Document} = Bokeh.require("document"), doc = new Document();
     for (const name of names) doc.add_root(plots[name]);
     await Bokeh.embed.add_document_standalone(doc, document.body, names.map((name) => $(`#fig-${name}`)));
+    for (const name of names) untab($(`#fig-${name}`));
+  }
+  // A figure does nothing by keyboard, so that it is no stop of the tab key; the tables hold its numbers.
+  function untab(node) {
+    for (const e of $$("*", node)) { if (e.tabIndex >= 0) e.tabIndex = -1; if (e.shadowRoot) untab(e.shadowRoot); }
   }
 
   // ------------------------------------------------------------------------------------------ colours
