@@ -221,6 +221,77 @@ def test_all_but_models_and_folder_are_given_by_name(arguments: tuple[int, ...],
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Whole reports of a small model. "python -m pytest --update-golden" writes them anew; read the difference.
+
+
+def pattern(channels: int, elements: int, factor: int) -> Any:
+    """Weights from -1 to 1 without any random numbers or rounding, so that they are the same everywhere."""
+    places = np.arange(channels * elements).reshape(channels, elements)
+    return (((factor * places * places + 11 * places) % 129 - 64) / 64).astype(np.float32)
+
+
+def golden_model(optimized: bool) -> dict[str, Any]:
+    stem, wide, quiet = pattern(6, 9, 5), pattern(12, 8, 7), pattern(10, 8, 3)
+    if not optimized:
+        wide[2] *= 64
+    quiet[[1, 4]] = 0
+    quiet[7] /= 8192
+    broken = pattern(3, 4, 9)
+    broken[1, 2] = np.nan
+    only = {"head": pattern(2, 5, 5)} if optimized else {"old|head": pattern(2, 5, 5)}
+    return {
+        "stem": stem,
+        "blocks.0.wide": wide,
+        "blocks.1.quiet": quiet,
+        "scale": pattern(4, 1, 13),
+        "broken": broken,
+    } | only
+
+
+def golden_report(kind: str) -> Report:
+    if kind == KINDS[2]:
+        comparison = compare(analysis(golden_model(False)), analysis(golden_model(True)))
+        return Report(summarize_changes(comparison), comparison.layers)
+    found = analysis(golden_model(False))
+    return Report(summarize(found, kind), found.layers)
+
+
+def rounded(value: Any) -> Any:
+    """Numbers to six digits: the last ones depend on the processor."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {name: rounded(part) for name, part in value.items()}
+    return [rounded(part) for part in value] if isinstance(value, list) else value
+
+
+@pytest.fixture
+def check_golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compares text with a file of tests/golden, whatever the version of qvis."""
+
+    def check(name: str, text: str) -> None:
+        text = text.replace(f'"{qvis.__version__}"', '"VERSION"').replace(f"qvis {qvis.__version__}", "qvis VERSION")
+        path = Path(__file__).parent / "golden" / name
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert text == path.read_text(encoding="utf-8")
+
+    return check
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_reports_say_of_the_golden_model_what_they_always_said(
+    kind: str, check_golden: Callable[[str, str], None]
+) -> None:
+    report = golden_report(kind)
+    lists = re.compile(r"\[\s+((?:[^\[\]{}\"]+)?)\s*\]")  # arrays of numbers on one line each
+    text = json.dumps(rounded(report.to_dict()), indent=1, ensure_ascii=False)
+    check_golden(f"{kind}.json", lists.sub(lambda match: f"[{' '.join(match[1].split())}]", text) + "\n")
+    check_golden(f"{kind}.md", report.to_markdown())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Where it is written
 
 
