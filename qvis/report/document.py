@@ -169,8 +169,8 @@ def _verdict(analysis: Analysis) -> Document:
         sentence = [(start, ""), ("no layer is a problem", "strong"), (f" at {grid}; {len(watched)} of {total} ", "")]
         sentence += [("deserve a look" if len(watched) > 1 else "deserves a look", "watch"), (".", "")]
     else:
-        sentence = [(start, ""), (f"{grid} suits {'all ' + count(total, 'layer') if total > 1 else 'the only layer'}", "strong")]
-        sentence += [(".", "")]
+        layers = f"all {count(total, 'layer')}" if total > 1 else "the only layer"
+        sentence = [(start, ""), (f"{grid} suits {layers}", "strong"), (".", "")]
     return {"sentence": sentence, "text": plain(sentence), "details": list(_details(analysis))}
 
 
