@@ -182,6 +182,14 @@ def test_a_comparison_carries_both_models_on_the_same_points() -> None:
     assert {17, 18, 33, 34} <= set(pages[0][0]["channel"].astype(int))
 
 
+def test_the_histograms_of_a_comparison_share_their_bins() -> None:
+    peaks = np.array([[1.0], [10], [100]]) * [1, -1]
+    comparison = compare(analysis({"a": peaks}), analysis({"a": np.sqrt(np.abs(peaks)) * np.sign(peaks)}))
+    ((was, now),) = unpack(*pack_channels(summarize_changes(comparison)["layers"], ["before", "after"]), series=2)
+    assert np.flatnonzero(was["histogram"]).tolist() == [0, 37, 74]
+    assert np.flatnonzero(now["histogram"]).tolist() == [0, 18, 37]
+
+
 def test_a_page_without_layers_has_no_arrays() -> None:
     assert pack_channels([], [None]) == ([], b"")
 

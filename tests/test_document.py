@@ -243,7 +243,7 @@ GRID = "int8 with one grid per tensor"
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        ("fine", f"{GRID} suits the 1 layer."),
+        ("fine", f"{GRID} suits the only layer."),
         ("fine fine2", f"{GRID} suits all 2 layers."),
         ("fine watched", f"no layer is a problem at {GRID}; 1 of 2 deserves a look."),
         ("watched watched2", f"no layer is a problem at {GRID}; 2 of 2 deserve a look."),
