@@ -15,6 +15,7 @@ from numpy.testing import assert_allclose
 
 from qvis.adapters.digits import load_digits_model
 from qvis.analysis import analyze
+from qvis.errors import BadArgumentError
 from qvis.layers import Analysis, LayerAnalysis, Reason, Severity, Thresholds, decibels
 from qvis.words import percent
 from tests.weights import Array, analysis, finding, gaussian, layer, network, weights
@@ -526,3 +527,9 @@ def test_progress_sees_every_layer_and_each_weight_is_read_once() -> None:
     model = replace(network({}), layers=(counted("a"), counted("b")))
     analyze_network(model, progress=progress)
     assert seen == reads == ["a", "b"]
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, "20", True])
+def test_a_threshold_that_is_no_finite_number_is_refused_by_name(value: Any) -> None:
+    with pytest.raises(BadArgumentError, match=r"^problem_db: got .*, expected a finite number of 0 or more$"):
+        Thresholds(problem_db=value)

@@ -104,7 +104,7 @@ def _end_of_histogram(parts: Sequence[dict[str, Any]]) -> float:
 
 
 def _histogram(part: dict[str, Any], end: float) -> Float32:
-    """Channels in :data:`BINS` bins of log relative range; those below 1, which are dead, are not counted."""
+    """Channels in :data:`BINS` bins of log relative range; those below 1, narrower than any live one, are left out."""
     relative = part["statistics"]["relative_range"]
     logs = np.log10(relative[np.isfinite(relative) & (relative >= 1)])
     end = max(end, 1e-9)
