@@ -38,6 +38,11 @@ const figures = (() => {
     if (mode === "vline") plots[plot].toolbar.tools = [...plots[plot].toolbar.tools, make("BoxZoomTool", {dimensions: "width"})];
   }
 
+  // What the pointer finds: a channel's whole width, where a dot would leave most of it out, and NaN altogether.
+  function addTarget(plot, y) {
+    return add(plot, "target", sources.channels, "VBar", {x: field("channel"), bottom: y, top: y, width: 1, fill_color: null, line_color: null});
+  }
+
   function build() {
     const before = data.changes;
     for (const name of ["channels", "flags", "bins", "dots"]) sources[name] = make("ColumnDataSource", {data: {}});
@@ -50,6 +55,7 @@ const figures = (() => {
 
     addPlot("ranges", {x: shared.x, xTicks: false});
     shared.zero = make("BoxAnnotation", {level: "underlay", line_color: null, fill_alpha: 1});
+    if ("propagate_hover" in shared.zero) shared.zero.propagate_hover = true;      // some BokehJS, such as 3.6, would hide the channels behind it
     shared.zeroLine = make("Span", {location: 0, dimension: "width", line_width: 1, level: "underlay"});
     plots.ranges.center = [...plots.ranges.center, shared.zero, shared.zeroLine];
     if (before) for (const key of ["max", "min", "mean"]) add("ranges", `area_${key}`, channels, "VArea", {x, y1: field(`before_${key}`), y2: field(key), fill_alpha: .45});
@@ -61,15 +67,15 @@ const figures = (() => {
       add("ranges", `line_${key}`, channels, "Line", {x, y: field(key), line_width: key === "mean" ? 1.5 : 1.25});
       if (before) add("ranges", `before_${key}`, channels, "Line", {x, y: field(`before_${key}`), line_width: 1.5, line_dash: [2, 2]});
     }
-    const mean = add("ranges", "mean", channels, "Scatter", {x, y: field("mean"), size: field("dot"), line_color: null});
+    add("ranges", "mean", channels, "Scatter", {x, y: field("mean"), size: field("dot"), line_color: null});
     add("ranges", "flags", sources.flags, "Scatter", {x, y: field("y"), marker: field("marker"), size: 8, fill_color: field("colour"), line_color: field("colour")});
-    hover("ranges", mean, [...rows, note], "vline");
+    hover("ranges", addTarget("ranges", field("middle")), [...rows, note], "vline");
 
     addPlot("relative", {x: shared.x, xTicks: data.report.kind === "relative_weight_ranges", label: data.report.kind === "relative_weight_ranges" ? "output channel" : ""});
     if (before) add("relative", "before", channels, "Scatter", {x, y: field("before_relative_log"), marker: "dash", size: 8, line_width: 1.5, fill_color: null});
     add("relative", "stem", channels, "VBar", {x, bottom: 0, top: field("relative_log"), width: field("thin"), line_color: null});
-    const relative = add("relative", "dots", channels, "Scatter", {x, y: field("relative_log"), marker: field("relative_marker"), size: field("relative_size"), fill_color: field("relative_colour"), line_color: null});
-    hover("relative", relative, [["channel", "@label"], ["relative range", before ? "@before_relative_text → @relative_text" : "@relative_text"], note], "vline");
+    add("relative", "dots", channels, "Scatter", {x, y: field("relative_log"), marker: field("relative_marker"), size: field("relative_size"), fill_color: field("relative_colour"), line_color: null});
+    hover("relative", addTarget("relative", .15), [["channel", "@label"], ["relative range", before ? "@before_relative_text → @relative_text" : "@relative_text"], note], "vline");
 
     const last = data.report.kind !== "relative_weight_ranges";
     addPlot("levels", {x: shared.x, xTicks: last, label: last ? "output channel" : ""});
@@ -214,11 +220,11 @@ const figures = (() => {
       for (const key of keys) { values[`before_${key}`] = before[key]; values[`before_${key}_text`] = Array.from(before[key], words.number); }
       for (const [key, array] of Object.entries(derive(before, layer.before))) values[`before_${key}`] = array;
     }
-    sources.channels.data = sources.dots.data = {...values, channel: positions};
+    const [low, high] = padded(...extent(now.min, now.max, ...(before ? [before.min, before.max] : [])), .12);
+    sources.channels.data = sources.dots.data = {...values, channel: positions, middle: Array(count).fill((low + high) / 2)};
 
     zoomed = [-.7, count - .3];
     setRange(shared.x, zoomed);
-    const [low, high] = padded(...extent(now.min, now.max, ...(before ? [before.min, before.max] : [])), .12);
     setRange(plots.ranges.y_range, [low, high]);
     setTicks(plots.ranges.left[0], low, high, 3);
     shared.zero.setv({bottom: -part.step / 2, top: part.step / 2});
