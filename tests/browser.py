@@ -121,30 +121,30 @@ def part(page: Page, name: str) -> Locator:
 
 def show(page: Page, layer: str | None = None) -> None:
     """Bring a page that was used before back to its beginning, and select ``layer``, or the worst."""
-    page.evaluate("document.activeElement.blur(); document.querySelector('dialog').close()")
-    page.keyboard.press("Escape")
-    rank = page.locator(".layers th.rank")
-    while rank.count() and rank.get_attribute("aria-sort") != "ascending":
-        rank.get_by_role("button").click()
-    if layer is None:
-        layer = page.evaluate(
-            "decodeURIComponent(document.querySelector('[data-test=layer-row] a').hash.slice('#layer='.length))"
-        )
-    page.evaluate(
-        """(hash) => new Promise((done) => {
-            const wanted = (event) => {
-                if (!event.newURL.endsWith("#" + hash)) return;
-                removeEventListener("hashchange", wanted);
-                scrollTo(0, 0);
-                done();
-            };
-            addEventListener("hashchange", wanted);
-            location.hash = "";
-            location.hash = hash;
-        })""",
-        "layer=" + quote(layer, safe=""),
+    name = page.evaluate(
+        """async (hash) => {
+            const find = (query) => document.querySelector(query);
+            find("dialog").close();
+            find("[data-action=clear]").click();
+            document.activeElement.blur();
+            const rank = find(".layers th.rank");
+            while (rank.ariaSort !== "ascending") rank.querySelector("button").click();
+            hash ??= find("[data-test=layer-row] a").hash.slice(1);
+            if (location.hash.slice(1) !== hash) await new Promise((done) => {
+                const wanted = (event) => {
+                    if (!event.newURL.endsWith("#" + hash)) return;
+                    removeEventListener("hashchange", wanted);
+                    done();
+                };
+                addEventListener("hashchange", wanted);
+                location.hash = hash;
+            });
+            scrollTo(0, 0);
+            return decodeURIComponent(hash.slice("layer=".length));
+        }""",
+        None if layer is None else "layer=" + quote(layer, safe=""),
     )
-    wait_for_layer(page, visible(layer))
+    assert selected(page) == visible(name)
 
 
 def shown_rows(page: Page) -> list[str]:
@@ -158,7 +158,7 @@ def shown_rows(page: Page) -> list[str]:
 
 def selected(page: Page) -> str:
     """The name in the detail panel, with control characters written out."""
-    return str(part(page, "detail-name").inner_text())
+    return part(page, "detail-name").text_content() or ""
 
 
 def wait_for_layer(page: Page, name: str) -> None:
@@ -189,18 +189,22 @@ def plot(page: Page, name: str) -> dict[str, Any]:
             const glyph = (g) => Object.fromEntries(names.filter((n) => n in g).map((n) => [n, plain(g[n])]));
             const columns = (d) => d instanceof Map ? [...d] : Object.entries(d);
             const data = (source) => Object.fromEntries(columns(source.data).map(([k, v]) => [k, Array.from(v)]));
+            const sources = [...new Set(plot.renderers.map((r) => r.data_source))];
             return {
                 x: [plot.x_range.start, plot.x_range.end],
                 y: [plot.y_range.start, plot.y_range.end],
                 inner: [plot.inner_width, plot.inner_height],
                 outer: [plot.outer_width, plot.outer_height],
                 label_colour: plain(plot.left[0].major_label_text_color),
+                sources: sources.map(data),
                 renderers: plot.renderers.map((r) => (
-                    {type: r.glyph.type, visible: r.visible, data: data(r.data_source), ...glyph(r.glyph)})),
+                    {type: r.glyph.type, visible: r.visible, data: sources.indexOf(r.data_source), ...glyph(r.glyph)})),
             };
         }""",
         PLOTS.index(name),
     )
+    for renderer in found["renderers"]:
+        renderer["data"] = found["sources"][renderer["data"]]
     return found
 
 
@@ -211,6 +215,29 @@ def points(page: Page, figure: str = "ranges", **properties: str) -> dict[str, l
     assert len(found) == 1, f"{len(found)} renderers of {figure} have {properties}"
     data: dict[str, list[Any]] = found[0]["data"]
     return data
+
+
+def point_at(page: Page, figure: str, x: float, y: float | None = None) -> dict[str, str]:
+    """Move the mouse to a place of a figure, by the numbers at its axes, and read the tooltip there."""
+    from playwright.sync_api import expect
+
+    target = part(page, f"figure-{figure.replace('_', '-')}")
+    target.scroll_into_view_if_needed()
+    drawn, box = plot(page, figure), target.bounding_box()
+    assert box is not None
+    (left, right), (bottom, top) = drawn["x"], drawn["y"]
+    y = (bottom + top) / 2 if y is None else y
+    # the frame ends 4 px from the right and begins 4 px from the top
+    across = box["x"] + drawn["outer"][0] - 4 - drawn["inner"][0] * (right - x) / (right - left)
+    down = box["y"] + 4 + drawn["inner"][1] * (top - y) / (top - bottom)
+    page.mouse.move(across - 1, down)
+    page.mouse.move(across, down)
+    expect(page.locator(".bk-Tooltip")).to_be_visible()
+    labels = page.locator(".bk-tooltip-row-label").all_inner_texts()
+    texts = page.locator(".bk-tooltip-row-value").all_inner_texts()
+    page.mouse.move(0, 0)
+    expect(page.locator(".bk-Tooltip")).to_have_count(0)
+    return {label.rstrip(":"): text for label, text in zip(labels, texts, strict=True)}
 
 
 # ---------------------------------------------------------------------------------------------- numbers in words

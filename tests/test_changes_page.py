@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from qvis.report import Report
-from tests.browser import changed_models, channel_rows, part, plot, points, selected, shown_rows
+from tests.browser import changed_models, channel_rows, part, plot, point_at, points, selected, shown_rows
 
 pytestmark = pytest.mark.browser
 Reports = Callable[[str], Report]
@@ -18,6 +18,16 @@ Visit = Callable[..., Page]
 Shared = Callable[[str], Page]
 
 VERDICTS = {"improved": "better", "spoiled": "worse", "stirred": "same", "untouched": "unchanged", "wide": "worse"}
+AXES = (
+    ("ranges", "y", ("min", "max")),
+    ("relative", "y", ("relative_log",)),
+    ("levels", "y", ("levels_log",)),
+    ("mean_std", "x", ("mean",)),
+    ("mean_std", "y", ("std",)),
+    ("min_max", "x", ("min",)),
+    ("min_max", "y", ("max",)),
+)
+"""Axes of values, and the columns drawn along them."""
 LAYERS = ("improved", "spoiled", "stirred", "untouched")
 
 
@@ -46,26 +56,16 @@ def test_both_versions_are_drawn_from_their_own_weights(visit: Visit, layer: str
 
 
 @pytest.mark.parametrize("layer", [*LAYERS, "wide"])
-@pytest.mark.parametrize(
-    ("figure", "axis", "names"),
-    [
-        ("ranges", "y", ("min", "max")),
-        ("relative", "y", ("relative_log",)),
-        ("levels", "y", ("levels_log",)),
-        ("mean_std", "x", ("mean",)),
-        ("mean_std", "y", ("std",)),
-        ("min_max", "x", ("min",)),
-        ("min_max", "y", ("max",)),
-    ],
-)
-def test_the_axes_hold_both_versions(visit: Visit, layer: str, figure: str, axis: str, names: tuple[str, ...]) -> None:
-    drawn = plot(visit("changes", layer), figure)
-    low, high = drawn[axis]
-    columns = drawn["renderers"][0]["data"]
-    values = np.array([columns[prefix + name] for name in names for prefix in ("", "before_")], dtype=float)
-    assert np.isfinite(values).all()
-    assert low <= values.min()
-    assert values.max() <= high
+def test_the_axes_hold_both_versions(visit: Visit, layer: str) -> None:
+    page = visit("changes", layer)
+    for figure, axis, names in AXES:
+        drawn = plot(page, figure)
+        low, high = drawn[axis]
+        columns = drawn["renderers"][0]["data"]
+        values = np.array([columns[prefix + name] for name in names for prefix in ("", "before_")], dtype=float)
+        assert np.isfinite(values).all()
+        assert low <= values.min(), f"{figure} {axis}"
+        assert values.max() <= high, f"{figure} {axis}"
 
 
 def test_the_histograms_count_each_version_on_the_common_axis(visit: Visit) -> None:
@@ -158,20 +158,11 @@ def test_pointing_at_a_stem_tells_before_and_after(visit: Visit) -> None:
 
 
 def test_pointing_at_a_channel_shows_both_versions(visit: Visit) -> None:
-    page = visit("changes", "improved")
-    figure = plot(page, "ranges")
-    box = part(page, "figure-ranges").bounding_box()
-    assert box is not None
-    start, end = figure["x"]
-    x = box["x"] + figure["outer"][0] - 4 - figure["inner"][0] * (end - 4) / (end - start)
-    page.mouse.move(x - 1, box["y"] + box["height"] / 2)
-    page.mouse.move(x, box["y"] + box["height"] / 2)
-    expect(page.locator(".bk-Tooltip")).to_be_visible()
-    texts = page.locator(".bk-tooltip-row-value").all_inner_texts()
-    minima = [channel_rows(model, "improved")[4].min() for model in changed_models()]
-    shown = [float(text.replace("−", "-")) for text in texts[2].split(" → ")]
-    assert shown == pytest.approx(minima, rel=1e-3)
-    page.mouse.move(0, 0)
+    tip = point_at(visit("changes", "improved"), "ranges", 4)
+    assert tip["channel"] == "4"
+    expected = [channel_rows(model, "improved")[4].min() for model in changed_models()]
+    shown = [float(text.replace("−", "-")) for text in tip["min"].split(" → ")]
+    assert shown == pytest.approx(expected, rel=1e-3)
 
 
 def test_identical_models_have_not_changed(shared_page: Shared, report: Reports) -> None:

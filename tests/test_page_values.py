@@ -12,7 +12,18 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from qvis.report import Report
-from tests.browser import PLOTS, assert_shows, channel_rows, mixed_model, number, part, plain_model, plot, points
+from tests.browser import (
+    PLOTS,
+    assert_shows,
+    channel_rows,
+    mixed_model,
+    number,
+    part,
+    plain_model,
+    plot,
+    point_at,
+    points,
+)
 
 pytestmark = pytest.mark.browser
 Reports = Callable[[str], Report]
@@ -281,37 +292,55 @@ def test_the_table_of_channels_of_an_envelope_names_its_groups(visit: Visit) -> 
     part(page, "channels").locator("summary").click()
 
 
-def pixel_of_channel(page: Page, channel: int) -> tuple[float, float]:
-    figure = plot(page, "ranges")
-    part(page, "figure-ranges").scroll_into_view_if_needed()
-    box = part(page, "figure-ranges").bounding_box()
-    assert box is not None
-    start, end = figure["x"]
-    right = box["x"] + figure["outer"][0] - 4
-    return right - figure["inner"][0] * (end - channel) / (end - start), box["y"] + box["height"] / 2
+def test_pointing_at_a_channel_shows_its_numbers(visit: Visit) -> None:
+    for name, layer, channel, note in (
+        ("relative", "stem", 4, ""),
+        ("ranges", "partly_dead", 7, "near dead"),
+        ("ranges", "partly_dead", 3, "dead"),
+        ("ranges", "broken", 4, "NaN or infinite"),
+    ):
+        page = visit(name, layer)
+        expected = describe_channels(channel_rows(mixed_model(), layer)).loc[channel]
+        tip = point_at(page, "ranges", channel + 0.3)
+        assert tip.pop("channel") == str(channel)
+        assert tip.pop("note") == note
+        assert set(tip) == {"mean", "min", "max", "25 %", "75 %", "deviation"}
+        for label, text in tip.items():
+            name_in_pandas = {"deviation": "std"}.get(label, label.replace(" ", ""))
+            assert_shows(text, expected[name_in_pandas], digits=3 if "e" in text else 4)
 
 
-@pytest.mark.parametrize(
-    ("name", "layer", "channel", "note"),
-    [("relative", "stem", 4, ""), ("ranges", "partly_dead", 7, "near dead"), ("ranges", "partly_dead", 3, "dead")],
-)
-def test_pointing_at_a_channel_shows_its_numbers(visit: Visit, name: str, layer: str, channel: int, note: str) -> None:
-    page = visit(name, layer)
-    expected = describe_channels(channel_rows(mixed_model(), layer)).loc[channel]
-    x, y = pixel_of_channel(page, channel)
-    page.mouse.move(x - 1, y)
-    page.mouse.move(x, y)
-    expect(page.locator(".bk-Tooltip")).to_be_visible()
-    labels = page.locator(".bk-tooltip-row-label").all_inner_texts()
-    texts = page.locator(".bk-tooltip-row-value").all_inner_texts()
-    tip = {label.rstrip(":"): text for label, text in zip(labels, texts, strict=True)}
-    assert tip.pop("channel") == str(channel)
-    assert tip.pop("note") == note
-    assert set(tip) == {"mean", "min", "max", "25 %", "75 %", "deviation"}
-    for label, text in tip.items():
-        name_in_pandas = {"deviation": "std"}.get(label, label.replace(" ", ""))
-        assert_shows(text, expected[name_in_pandas], digits=3 if "e" in text else 4)
-    page.mouse.move(0, 0)
+def test_pointing_at_the_strips_below_shows_their_numbers(visit: Visit) -> None:
+    page = visit("relative", "partly_dead")
+    table = describe_channels(channel_rows(mixed_model(), "partly_dead"))
+    for channel, note in ((0, ""), (7, "near dead"), (19, "")):
+        tip = point_at(page, "relative", channel - 0.3)
+        assert (tip["channel"], tip["note"]) == (str(channel), note)
+        assert_shows(tip["relative range"], table["relative_range"][channel])
+    tip = point_at(page, "levels", 7)
+    assert tip == {"channel": "7", "levels": "1", "note": "near dead"}
+
+
+def test_pointing_at_a_dot_names_its_channel(visit: Visit) -> None:
+    page = visit("relative", "starving")
+    table = describe_channels(channel_rows(mixed_model(), "starving"))
+    tip = point_at(page, "mean_std", table["mean"][5], table["std"][5])
+    assert tip["channel"] == "5"
+    assert_shows(tip["mean"], table["mean"][5], digits=4)
+    assert_shows(tip["deviation"], table["std"][5], digits=4)
+    tip = point_at(page, "min_max", table["min"][5], table["max"][5])
+    assert tip["channel"] == "5"
+    assert_shows(tip["max"], table["max"][5], digits=4)
+
+
+def test_pointing_at_a_bin_counts_its_channels(visit: Visit) -> None:
+    page = visit("relative", "starving")
+    bins = points(page, "histogram", type="Quad")
+    last = bins["now"].index(1, 40)
+    tip = point_at(page, "histogram", (bins["left"][last] + bins["right"][last]) / 2, 0.5)
+    assert tip["channels"] == "1"
+    low, high = map(float, tip["relative range"].split(" to "))
+    assert low <= describe_channels(channel_rows(mixed_model(), "starving"))["relative_range"][5] * 1.01 <= high * 1.02
 
 
 @pytest.mark.parametrize("name", ["relative", "ranges"])
