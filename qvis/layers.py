@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from functools import cached_property
-from math import inf, log10
+from math import inf, isfinite, log10
 from typing import Any
 
 import numpy as np
@@ -213,7 +213,7 @@ class LayerAnalysis:
     statistics: ChannelStatistics
     rounding: RoundingNoise
     noise_share: float
-    """What layers are ranked by; see :func:`qvis.analysis.problems.noise_share`. 0 is best, NaN where no channel has power."""
+    """What layers are ranked by, 0 is best; see :func:`qvis.analysis.problems.noise_share`. NaN without any power."""
     noise_share_channel: float
     """The same with a grid for each channel."""
     severity: Severity
@@ -253,8 +253,8 @@ class Thresholds:
     def __post_init__(self) -> None:
         for threshold in fields(self):
             value = getattr(self, threshold.name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < inf:
-                raise BadArgumentError(f"{threshold.name}: got {value!r}, expected a finite number of 0 or more")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
+                raise BadArgumentError(f"{threshold.name}: got {value!r}, expected a finite number")
 
 
 @dataclass(frozen=True)

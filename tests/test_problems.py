@@ -529,7 +529,7 @@ def test_progress_sees_every_layer_and_each_weight_is_read_once() -> None:
     assert seen == reads == ["a", "b"]
 
 
-@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, "20", True])
+@pytest.mark.parametrize("value", [math.nan, math.inf, "20", True])
 def test_a_threshold_that_is_no_finite_number_is_refused_by_name(value: Any) -> None:
-    with pytest.raises(BadArgumentError, match=r"^problem_db: got .*, expected a finite number of 0 or more$"):
+    with pytest.raises(BadArgumentError, match=r"^problem_db: got .*, expected a finite number$"):
         Thresholds(problem_db=value)
