@@ -232,7 +232,7 @@ def _overview(document: Document, changes: bool) -> dict[str, Any]:
     shares = [x["noise_share"] for x in (*after, *before) if x and isfinite(x["noise_share"]) and x["noise_share"] > 0]
     thresholds = document["thresholds"]
     limits = {level: 10 ** (-thresholds[f"{level}_db"] / 10) for level in ("problem", "watch")}
-    high = max([ceil(log10(share) - 1e-9) for share in (*shares, *limits.values())], default=0)
+    high = max([ceil(log10(share) - 1e-3) for share in (*shares, *limits.values())], default=0)
     low = min([floor(log10(share)) for share in shares], default=-5)
     low = max(min(low, high - 3), high - 8)
 
