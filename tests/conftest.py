@@ -30,9 +30,10 @@ def browser() -> Iterator[Browser]:
 
     with sync_playwright() as playwright:
         try:
-            browser = launch(playwright)
+            browser, reason = launch(playwright), ""
         except Error as error:
-            reason = str(error).strip().splitlines()[0]
+            browser, reason = None, str(error).strip().splitlines()[0]
+        if browser is None:
             pytest.fail(f"no Chromium for the tests: install it or set CHROMIUM to its path ({reason})", pytrace=False)
         yield browser
         browser.close()

@@ -357,3 +357,9 @@ def test_stems_are_as_high_as_their_noise(visit: Visit, report: Reports) -> None
     known = sorted((share, height) for share, height in zip(shares, heights, strict=True) if not isnan(share))
     assert all(low[1] <= high[1] for low, high in pairwise(known))
     assert len({height for _, height in known}) > 5
+
+
+def test_the_scale_of_the_overview_ends_at_all_of_the_power(visit: Visit) -> None:
+    page = visit("relative")
+    assert page.locator(".scale span").last.inner_text() == "100 %"
+    assert part(page, "layer-row").filter(has_text="starving").locator("td.noise").inner_text() == "100\u00a0%"
