@@ -3,6 +3,7 @@
 #
 #   tests/try_bokeh_versions.sh                 the oldest that qvis supports, 3.6.3, and the newest
 #   tests/try_bokeh_versions.sh 3.5.2 3.7       these versions
+#   TESTS="tests/test_page_values.py -n 2" tests/try_bokeh_versions.sh
 #   PYTHON=.venv/bin/python tests/try_bokeh_versions.sh
 #
 # Each wheel is unpacked into a folder of its own, which comes first on Python's path: qvis only reads the script in it,
@@ -23,7 +24,7 @@ for version in "$@"; do
     "$python" -m pip install -qq --disable-pip-version-check --no-deps --target "$folder/$version" "$requirement"
     echo "== BokehJS $version"
     PYTHONPATH=$folder/$version${PYTHONPATH:+:$PYTHONPATH} \
-        "$python" -m pytest -q tests/test_page_*.py tests/test_changes_page.py || failed+=("$version")
+        "$python" -m pytest -q ${TESTS:-tests/test_page_*.py tests/test_changes_page.py} || failed+=("$version")
 done
 
 if [ ${#failed[@]} -gt 0 ]; then

@@ -68,7 +68,8 @@ def noise_share(
     if not useful.any():
         return float("nan")
     noise = (rounding.noise_channel if per_channel else rounding.noise_tensor)[useful]
-    return float(np.quantile(noise / rounding.power[useful], 1 - QUARTER, method="lower"))
+    share = np.quantile(noise / rounding.power[useful], 1 - QUARTER, method="lower")
+    return min(float(share), 1.0)  # rounding to nearest never moves a weight by more than itself
 
 
 def find_reasons(

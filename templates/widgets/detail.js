@@ -74,7 +74,7 @@ const detail = (() => {
     const layer = data.layers[selected], sets = data.channels(selected), grid = document.createElement("table");
     const names = ["min", "q25", "q50", "mean", "q75", "max", "std", "relative_range"], titles = ["min", "25 %", "50 %", "mean", "75 %", "max", "deviation", "relative range"];
     const head = grid.createTHead().insertRow();
-    for (const title of ["channel", ...(data.changes ? [""] : []), ...titles, "note"]) head.append(element("th", title));
+    for (const title of ["channel", ...(data.changes ? [""] : []), ...titles, "note"]) { const cell = element("th", title); cell.scope = "col"; head.append(cell); }
     const body = grid.createTBody(), total = data.of(layer, "after").channels;
     for (let i = 0; i < sets[0].channel.length; i++) {
       sets.forEach((set, s) => {
