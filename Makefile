@@ -12,11 +12,12 @@ METADATA := setup.cfg setup.py pyproject.toml constraints.txt
 .DELETE_ON_ERROR:
 # two runs of pip must not write into one environment
 .NOTPARALLEL:
-.PHONY: help demo test lint types check docs clean
+.PHONY: help demo test lint types check bokeh docs screenshot clean
 
 help:
 	@echo 'make demo   set up .venv and write reports of the shipped model into qvis-report/'
 	@echo 'make test   set up the tests, Chromium included, and run them with the linter and the type checker'
+	@echo 'make bokeh  test the figures with the oldest Bokeh that is supported'
 	@echo 'make docs   build the documentation into docs/_build/html/'
 	@echo 'make clean  remove all that these have made'
 	@echo
@@ -39,6 +40,15 @@ check: .venv/.test .venv/.chromium
 docs: .venv/.docs
 	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 	@echo 'Documentation: docs/_build/html/index.html'
+
+# the figures with the oldest BokehJS that is supported, and with the one that AIMET pins
+bokeh: .venv/.test .venv/.chromium
+	@CHROMIUM="$${CHROMIUM:-$$(cat .venv/.chromium)}" PYTHON=$(BIN)/python \
+		TESTS='tests/test_page_values.py -n auto --maxprocesses 8' tests/try_bokeh_versions.sh 3.4.0 3.6.3
+
+# the picture in README.rst, to be taken anew when the page looks different
+screenshot: .venv/.test .venv/.chromium
+	@CHROMIUM="$${CHROMIUM:-$$(cat .venv/.chromium)}" $(BIN)/python docs/take_screenshot.py
 
 clean:
 	rm -rf .venv qvis-report docs/_build build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 import sys
 import time
@@ -117,15 +118,20 @@ def cpu_seconds() -> float:
 # The page
 
 
+_IN_STYLE = re.compile(r"""(?:url\(|@import)\s*["']?((?:https?:)?//[^\s"')]+)""", re.IGNORECASE)
+
+
 class _Loads(HTMLParser):
     """Collects what a page loads from elsewhere. A link that is only followed when clicked is no such thing."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
+        self._within = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Look at what may hold the address of a script, style sheet, picture or frame."""
+        self._within = tag
         if tag == "a":
             return
         for name, value in attrs:
@@ -133,10 +139,22 @@ class _Loads(HTMLParser):
                 address = value.strip().lower()
                 if address.startswith(("http:", "https:", "//")):
                     self.found.append(value.strip())
+            if name == "style":
+                self.found += _IN_STYLE.findall(value or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        """Leave a style sheet."""
+        if tag == self._within:
+            self._within = ""
+
+    def handle_data(self, data: str) -> None:
+        """Look at the addresses in a style sheet."""
+        if self._within == "style":
+            self.found += _IN_STYLE.findall(data)
 
 
 def loads_from_outside(page: Path) -> list[str]:
-    """Addresses on the network in the tags of a page. What a script may do once it runs is not seen here."""
+    """Addresses on the network in the tags and style sheets of a page. What its scripts load is not seen."""
     parser = _Loads()
     parser.feed(page.read_text(encoding="utf-8"))
     parser.close()

@@ -7,14 +7,16 @@ into a :class:`LayerAnalysis`; a report reads the :class:`Analysis`. All records
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from functools import cached_property
-from math import inf, log10
+from math import inf, isfinite, log10
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from qvis.errors import BadArgumentError
 
 FloatArray = NDArray[np.floating[Any]]
 IntArray = NDArray[np.integer[Any]]
@@ -213,7 +215,7 @@ class LayerAnalysis:
     statistics: ChannelStatistics
     rounding: RoundingNoise
     noise_share: float
-    """What layers are ranked by; see :func:`qvis.analysis.problems.noise_share`. 0 is best, NaN for unusable layers."""
+    """What layers are ranked by, 0 is best; see :func:`qvis.analysis.problems.noise_share`. NaN without any power."""
     noise_share_channel: float
     """The same with a grid for each channel."""
     severity: Severity
@@ -249,6 +251,12 @@ class Thresholds:
     """A live channel is near dead when its largest weight is below this share of the channels' upper quartile."""
     outlier_iqr: float = 1.5
     """A channel is an outlier when its relative range exceeds Q3 + this many interquartile ranges (AIMET's rule)."""
+
+    def __post_init__(self) -> None:
+        for threshold in fields(self):
+            value = getattr(self, threshold.name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
+                raise BadArgumentError(f"{threshold.name}: got {value!r}, expected a finite number")
 
 
 @dataclass(frozen=True)

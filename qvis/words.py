@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import unicodedata
 
 import numpy as np
 
@@ -46,13 +46,25 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
-_INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+def encodable(text: str) -> str:
+    r"""``text`` with halves of surrogate pairs spelled out, which no file can hold.
+
+    >>> encodable("conv\udc80")
+    'conv\\udc80'
+    """
+    return text.encode(errors="backslashreplace").decode()
 
 
 def visible(text: str) -> str:
-    """``text`` with its control characters written out: a layer's name must not turn the text around it.
+    r"""``text`` on one line, with all that is invisible or steers a terminal spelled out.
 
-    >>> visible("conv\\n1")
-    'conv\\\\u000a1'
+    >>> visible("conv\n\x1b[2J")
+    'conv\\n\\x1b[2J'
     """
-    return _INVISIBLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    if text.isascii() and text.isprintable():
+        return text
+    # categories C* and Z*: control characters, changes of the writing direction, lone surrogates, line separators
+    return "".join(
+        char if char == " " or unicodedata.category(char)[0] not in "CZ" else char.encode("unicode_escape").decode()
+        for char in text
+    )

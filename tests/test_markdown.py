@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,16 @@ from qvis.analysis.comparison import compare
 from qvis.report.document import summarize, summarize_changes
 from qvis.report.markdown import code, prose, render_markdown
 from qvis.words import percent
+
+HOSTILE = (
+    "</script><img src=x onerror=alert(1)>",
+    "**bold** _it_ ~~no~~ [link](https://example) ![i](x)",
+    "@octocat and @org/team, #12, GH-12",
+    "`code` \\` ``",
+    "$x$",
+    "a|b &lt; &#60; \\|",
+    "</details></code>",
+)
 
 
 def linears(*names: str, spoil: int | None = None) -> nn.Module:
@@ -80,17 +91,7 @@ def test_every_row_has_as_many_cells_as_the_head_whatever_the_names() -> None:
     assert len(rows(text)) == len(names)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "</script><img src=x onerror=alert(1)>",
-        "**bold** _it_ ~~no~~ [link](https://example) ![i](x)",
-        "@octocat and @org/team, #12, GH-12",
-        "`code` \\` ``",
-        "$x$",
-        "</details></code>",
-    ],
-)
+@pytest.mark.parametrize("name", HOSTILE)
 def test_a_name_cannot_act_as_markdown_or_html(name: str) -> None:
     text = render_markdown(document_of(linears(name, spoil=0), name=name))
     own = text.replace("<!-- qvis", "").replace(" -->", "")
@@ -100,6 +101,16 @@ def test_a_name_cannot_act_as_markdown_or_html(name: str) -> None:
     # what stands outside of code is cut up so that nobody is notified and nothing linked
     prose_lines = "\n".join(line for line in outside.splitlines() if not line.startswith("|"))
     assert not re.search(r"@\w|(?<!&)#\d|https?://", re.sub(r"<code>.*?</code>", "", prose_lines))
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_real_parser_shows_a_hostile_name_as_it_is(name: str) -> None:
+    parser = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    page = parser.render(render_markdown(document_of(linears(name, spoil=0), name=name)))
+    tags = set(re.findall(r"</?(\w+)", re.sub(r"<!--.*?-->", "", page)))
+    assert tags <= {"p", "strong", "table", "thead", "tbody", "tr", "th", "td", "code", "sub"}
+    cells = [html.unescape(cell) for cell in re.findall(r"<td><code>(.*?)</code></td>", page)]
+    assert cells == [name]
 
 
 def test_a_name_of_300_characters_is_cut_in_the_middle_everywhere() -> None:
@@ -121,6 +132,7 @@ def test_prose_stays_readable() -> None:
     text = "In layer_1, 3.1 % (15.1 dB); a grid per channel would make that 0.1 %."
     assert prose(text) == text
     assert prose("@user #12 https://a www.b") == "@&#8203;user #&#8203;12 https:&#8203;//a www&#8203;.b"
+    assert prose("GH-12 :smile: #60;") == "GH&#8203;-12 :&#8203;smile: #&#8203;60;"
 
 
 def test_what_was_left_out_is_named() -> None:

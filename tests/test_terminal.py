@@ -108,6 +108,13 @@ def test_a_comparison_shows_the_change_and_names_what_was_not_compared() -> None
     assert "new: only in the new model" in text
 
 
+def test_what_could_not_be_read_is_named() -> None:
+    model = linears("a")
+    model.add_module("waves", nn.Linear(2, 2, bias=False, dtype=torch.complex64))
+    text = render_terminal(document_of(model))
+    assert "Not read: 1 tensor\n  waves: is complex" in text
+
+
 def test_two_models_without_a_common_layer_make_no_table() -> None:
     text = render_terminal(summarize_changes(compare(analyze(linears("a")), analyze(linears("b")))))
     assert "Severity" not in text

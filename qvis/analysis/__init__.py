@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from qvis.analysis.problems import find_flags, find_reasons, noise_share
 from qvis.analysis.rounding import checked_bits, rounding_noise
 from qvis.analysis.statistics import channel_statistics
 from qvis.layers import Analysis, FloatArray, Layer, LayerAnalysis, Network, Severity, Thresholds
+from qvis.words import encodable
 
 Progress = Callable[[Sequence[Layer]], Iterator[Layer]]
 """Yields the layers it is given, and shows how far their consumer has come."""
@@ -30,19 +32,31 @@ def analyze(
 ) -> Analysis:
     """Find out what rounding its weights would do to a model; nothing is written, and the model is not changed.
 
-    Args:
-        model: a ``torch.nn.Module``, an exported program, or the path of a model's file or folder.
-        selected_layers: names or glob patterns (``"features.*"``); all layers by default.
-        bits: the width of the grid that is judged, 2 to 16.
-        thresholds: where findings begin.
-        name: what the report calls the model; its class or file name by default.
-        channel_axis: for a bare checkpoint, the axis of the output channels: of all tensors, or by name or pattern.
-        progress: wraps the layers, to show how far the work has come.
+    Parameters
+    ----------
+    model
+        A ``torch.nn.Module``, a Keras, ONNX or exported model, or the path of a file or folder.
+    selected_layers
+        Names or glob patterns (``"features.*"``); all layers by default.
+    bits
+        The width of the grid that is judged, 2 to 16.
+    thresholds
+        Where findings begin.
+    name
+        What the report calls the model; its class or file name by default.
+    channel_axis
+        For a bare checkpoint, the axis of the output channels: of all tensors, or by name or pattern.
+    progress
+        Wraps the layers, to show how far the work has come.
 
-    Raises:
-        UnsupportedModelError: the model, or a tensor in it, cannot be read.
-        UnknownLayerError: an entry of ``selected_layers`` matches nothing.
-        BadArgumentError: ``bits`` is out of bounds.
+    Raises
+    ------
+    UnsupportedModelError
+        The model, or a tensor in it, cannot be read.
+    UnknownLayerError
+        An entry of ``selected_layers`` matches nothing.
+    BadArgumentError
+        ``bits`` is out of bounds.
     """
     from qvis import adapters
 
@@ -59,11 +73,11 @@ def analyze_network(
     with pool() as workers:
         layers = tuple(analyze_layer(layer, bits, thresholds, workers) for layer in progress(network.layers))
     return Analysis(
-        name=network.name,
+        name=encodable(network.name),
         framework=network.framework,
         parameters=network.parameters,
         layers=layers,
-        skipped=network.skipped,
+        skipped=tuple(replace(skipped, name=encodable(skipped.name)) for skipped in network.skipped),
         thresholds=thresholds,
         bits=bits,
         fingerprint=_fingerprint(layers),
@@ -82,12 +96,12 @@ def analyze_layer(layer: Layer, bits: int, thresholds: Thresholds, workers: Pool
     share_channel = noise_share(statistics, rounding, flags, per_channel=True)
     reasons = find_reasons(statistics, rounding, flags, thresholds, (share, share_channel))
     return LayerAnalysis(
-        name=layer.name,
+        name=encodable(layer.name),
         op=layer.op,
         shape=layer.shape,
         dtype=layer.dtype,
         channels=layer.channels,
-        aliases=layer.aliases,
+        aliases=tuple(encodable(alias) for alias in layer.aliases),
         notes=layer.notes,
         statistics=statistics,
         rounding=rounding,

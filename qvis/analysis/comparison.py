@@ -55,9 +55,14 @@ class LayerChange:
 
     @property
     def gain_db(self) -> float:
-        """How many dB more a quarter of the channels keep on the shared grid; negative where it got worse."""
+        """How many dB more a quarter of the channels keep on the shared grid; negative where it got worse.
+
+        NaN where the layer is unusable before or after, unless it is unchanged.
+        """
         if self.before.digest == self.after.digest:
             return 0.0
+        if Severity.UNUSABLE in (self.before.severity, self.after.severity):
+            return float("nan")
         before, after = (decibels(1.0, layer.noise_share) for layer in (self.before, self.after))
         return 0.0 if before == after else after - before
 
@@ -66,7 +71,7 @@ class LayerChange:
         """``better``, ``worse``, ``same`` (less than :data:`NOTICEABLE_DB`), or ``unchanged`` (the same bytes)."""
         if self.before.digest == self.after.digest:
             return "unchanged"
-        if self.before.severity is Severity.UNUSABLE or self.after.severity is Severity.UNUSABLE:
+        if np.isnan(self.gain_db):
             difference = self.before.severity.rank - self.after.severity.rank
             return "better" if difference > 0 else "worse" if difference < 0 else "same"
         if abs(self.gain_db) < NOTICEABLE_DB:
@@ -79,7 +84,7 @@ class LayerChange:
         if self.verdict == "unchanged":
             return "The weights are the same, bit for bit."
         before, after = self.before.noise_share, self.after.noise_share
-        if not (np.isfinite(before) and np.isfinite(after)):
+        if np.isnan(self.gain_db):
             return f"{str(self.before.severity).capitalize()} before, {self.after.severity} after."
         gain = f" ({self.gain_db:+.1f} dB)" if np.isfinite(self.gain_db) else ""
         return (

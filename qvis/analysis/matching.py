@@ -91,7 +91,8 @@ def _nearest(old: Sequence[LayerAnalysis], new: Sequence[LayerAnalysis]) -> dict
 
 
 def _mark(layer: LayerAnalysis) -> FloatArray:
-    return np.nan_to_num(np.stack([getattr(layer.statistics, name) for name in STATISTICS]), posinf=0, neginf=0)
+    table = np.stack([getattr(layer.statistics, name) for name in STATISTICS])
+    return np.where(np.isfinite(table), table, 0.0)
 
 
 def _distance(one: FloatArray, other: FloatArray) -> float:

@@ -68,7 +68,8 @@ def noise_share(
     if not useful.any():
         return float("nan")
     noise = (rounding.noise_channel if per_channel else rounding.noise_tensor)[useful]
-    return float(np.quantile(noise / rounding.power[useful], 1 - QUARTER, method="lower"))
+    share = np.quantile(noise / rounding.power[useful], 1 - QUARTER, method="lower")
+    return min(float(share), 1.0)  # rounding to nearest never moves a weight by more than itself
 
 
 def find_reasons(
@@ -119,7 +120,7 @@ def _of_noise(rounding: RoundingNoise, thresholds: Thresholds, shares: tuple[flo
     if not np.isfinite(share):
         return None
     kept, kept_own = decibels(1.0, share), decibels(1.0, own)
-    severity = _at_least(-kept, problem=-thresholds.problem_db, watch=-thresholds.watch_db)
+    severity = _grade(kept < thresholds.problem_db, kept < thresholds.watch_db)
     start = f"On one int{rounding.bits} grid for the tensor"
     if share == 0:
         return severity, f"{start}, most channels lose nothing to rounding."
@@ -135,7 +136,7 @@ def _of_starved(rounding: RoundingNoise, channels: IntArray, thresholds: Thresho
         return None
     # one channel, however poor, is never enough: it may be near dead, and then costs nothing
     part = channels.size / live if channels.size > 1 else 0.0
-    severity = _at_least(part, problem=thresholds.problem_starved, watch=thresholds.watch_starved)
+    severity = _grade(part >= thresholds.problem_starved, part >= thresholds.watch_starved)
     fewest = int(channels[np.argmin(rounding.levels[channels])])
     return severity, (
         f"{count(channels.size, 'channel')} of {rounding.levels.size} {is_are(channels.size)} starved: fewer than"
@@ -185,6 +186,5 @@ def _of_single(statistics: ChannelStatistics) -> Finding:
     return Severity.OK, "Each channel is a single weight, so that its range is 0 and its deviation undefined."
 
 
-def _at_least(value: float, *, problem: float, watch: float) -> Severity:
-    """``problem`` or ``watch`` where ``value`` reaches that limit, else ``ok``."""
-    return Severity.PROBLEM if value >= problem else Severity.WATCH if value >= watch else Severity.OK
+def _grade(is_problem: bool, to_watch: bool) -> Severity:
+    return Severity.PROBLEM if is_problem else Severity.WATCH if to_watch else Severity.OK

@@ -20,8 +20,10 @@ def rounding_noise(
     The step is max|w| / (2^(bits-1) - 1), once over the tensor and once over each channel (Krishnamoorthi,
     arXiv 1806.08342, section 2.1, with a narrow range). Weights that are not finite bring no noise.
 
-    Raises:
-        BadArgumentError: ``bits`` is not from 2 to 16.
+    Raises
+    ------
+    BadArgumentError
+        ``bits`` is not from 2 to 16.
     """
     largest = 2 ** (checked_bits(bits) - 1) - 1
     peak = np.nan_to_num(statistics.peak, nan=0.0)
@@ -78,7 +80,7 @@ def checked_bits(bits: int) -> int:
 
 def _exponent(peak: float) -> int:
     """The power of two in units of which weights are rounded: 0, unless their squares could leave floating point."""
-    return 0 if 1e-30 < peak < 1e30 else int(np.frexp(peak)[1])
+    return 0 if 1e-24 < peak < 1e24 else int(np.frexp(peak)[1])
 
 
 def _errors(block: FloatArray, inverse_step: FloatArray, buffer: FloatArray) -> NDArray[np.float64]:

@@ -26,11 +26,16 @@ def channel_statistics(
 ) -> ChannelStatistics:
     """Describe each row of ``weight`` (channels, elements).
 
-    Args:
-        weight: float32 or float64; not written to.
-        dead: a channel whose largest |w| is below this share of the layer's largest is dead.
-        quartiles: without them the three percentiles are NaN, and no row is sorted.
-        pool: threads to work on; none by default.
+    Parameters
+    ----------
+    weight
+        Float32 or float64; not written to.
+    dead
+        A channel whose largest |w| is below this share of the layer's largest is dead.
+    quartiles
+        Without them the three percentiles are NaN, and no row is sorted.
+    pool
+        Threads to work on; none by default.
     """
     describe = _describe_sorted if quartiles else _describe_unsorted
 

@@ -33,7 +33,16 @@ app = typer.Typer(
 
 @app.callback(
     invoke_without_command=True,
-    epilog="MODEL is a file or folder, package.module:factory, or file.py:factory. Try it: qvis demo",
+    epilog="""\b
+Examples:
+  qvis demo
+  qvis report net.py:make_net --weights trained.safetensors
+  qvis check model.pt2 --fail-on watch
+
+\b
+A model is a file or folder, package.module:factory, or file.py:factory.
+Exit codes: 0 fine, 1 a check failed, 2 wrong use or bad input.
+""",
 )
 def start(
     context: typer.Context,

@@ -105,7 +105,7 @@ def check(
     if as_json:
         print(json.dumps(_summary(analysis, failures, fail_on, limits), ensure_ascii=False))
     else:
-        from qvis.report.cells import visible
+        from qvis.words import visible
 
         for layer, why in failures:
             print(f"FAIL {visible(layer.name)}: {visible('; '.join(why))} ({analysis.evidence})")
@@ -153,8 +153,7 @@ def _deciding_reason(layer: LayerAnalysis, thresholds: Thresholds) -> str:
 
 
 def _last_line(analysis: Analysis, failing: int) -> str:
-    from qvis.report.cells import visible
-    from qvis.words import count
+    from qvis.words import count, visible
 
     total = count(len(analysis.layers), "layer")
     outcome = f"{failing} of {total} {'fails' if failing == 1 else 'fail'}" if failing else f"all {total} pass"

@@ -36,22 +36,37 @@ def visualize_weight_ranges(
 ) -> Report:
     """Write ``weight_ranges.html``: minimum, quartiles, mean and maximum of every channel of every layer.
 
-    Args:
-        model: a ``torch.nn.Module``, an exported program, or the path of a model's file or folder. It is not changed.
-        out_dir: the folder to write to; made when missing.
-        selected_layers: names or glob patterns (``"features.*"``); all layers by default.
-        bits: the width of the integer grid that the layers are judged for, 2 to 16.
-        thresholds: where findings begin.
-        name: what the report calls the model; its class or file name by default.
-        formats: any of ``"html"``, ``"json"`` and ``"md"``.
-        channel_axis: for a bare checkpoint, the axis of the output channels: of all tensors, or by name or pattern.
-        progress: wraps the layers, to show how far the work has come.
+    Parameters
+    ----------
+    model
+        A ``torch.nn.Module``, a Keras, ONNX or exported model, or the path of a file or folder. It is not changed.
+    out_dir
+        The folder to write to; made when missing.
+    selected_layers
+        Names or glob patterns (``"features.*"``); all layers by default.
+    bits
+        The width of the integer grid that the layers are judged for, 2 to 16.
+    thresholds
+        Where findings begin.
+    name
+        What the report calls the model; its class or file name by default.
+    formats
+        Any of ``"html"``, ``"json"`` and ``"md"``.
+    channel_axis
+        For a bare checkpoint, the axis of the output channels: of all tensors, or by name or pattern.
+    progress
+        Wraps the layers, to show how far the work has come.
 
-    Raises:
-        UnsupportedModelError: the model, or a tensor in it, cannot be read.
-        UnknownLayerError: an entry of ``selected_layers`` matches nothing.
-        BadArgumentError: an argument is out of bounds.
-        OutputError: the folder cannot be written, or holds a file of that name that qvis did not write.
+    Raises
+    ------
+    UnsupportedModelError
+        The model, or a tensor in it, cannot be read.
+    UnknownLayerError
+        An entry of ``selected_layers`` matches nothing.
+    BadArgumentError
+        An argument is out of bounds.
+    OutputError
+        The folder cannot be written, or holds a file of that name that qvis did not write.
     """
     analysis = analyze(
         model,

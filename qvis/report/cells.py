@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
 from qvis.report.document import Document
-from qvis.words import count, percent, short
+from qvis.words import count, percent, short, visible
 
 SIGNS = {"ok": "○", "watch": "▲", "problem": "◆", "unusable": "✕"}
 """A shape for each severity, as on the page; always beside the word."""
@@ -47,21 +46,6 @@ def left_out(document: Document) -> list[tuple[str, list[dict[str, str]]]]:
     """What the report says nothing about, under a heading each; nothing is left out in silence."""
     groups = [("Not compared", "layer", document.get("unmatched", [])), ("Not read", "tensor", document["skipped"])]
     return [(f"{heading}: {count(len(items), noun)}", items) for heading, noun, items in groups if items]
-
-
-def visible(text: str) -> str:
-    r"""``text`` on one line, with all that is invisible or steers a terminal spelled out.
-
-    >>> visible("conv\n\x1b[2J")
-    'conv\\n\\x1b[2J'
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    # categories C* and Z*: control characters, changes of the writing direction, lone surrogates, line separators
-    return "".join(
-        char if char == " " or unicodedata.category(char)[0] not in "CZ" else char.encode("unicode_escape").decode()
-        for char in text
-    )
 
 
 def shorten(text: str, width: int) -> str:

@@ -37,8 +37,9 @@ def pack_channels(layers: Sequence[dict[str, Any]], series: Sequence[str | None]
         parts = [layer[name] if name else layer for name in series]
         starts = _starts(parts, most)
         points.append(starts.size)
+        end = _end_of_histogram(parts)
         for part in parts:
-            blocks += [_columns(part, starts).ravel(), _histogram(part)]
+            blocks += [_columns(part, starts).ravel(), _histogram(part, end)]
     whole = np.concatenate(blocks) if blocks else np.empty(0, np.float32)
     return points, whole.astype("<f4").view(np.uint8).reshape(-1, 4).T.tobytes()
 
@@ -96,9 +97,15 @@ def _mean(values: FloatArray, starts: IntArray) -> FloatArray:
     return np.divide(total, number, out=np.full_like(total, np.nan), where=number > 0)
 
 
-def _histogram(part: dict[str, Any]) -> Float32:
-    """Channels in :data:`BINS` bins of log relative range; those below 1, which are dead, are not counted."""
+def _end_of_histogram(parts: Sequence[dict[str, Any]]) -> float:
+    """The logarithm of the largest relative range of all series, which the page draws on one axis."""
+    largest = [part["largest_relative_range"] for part in parts]
+    return max([float(np.log10(value)) for value in largest if np.isfinite(value)], default=0.0)
+
+
+def _histogram(part: dict[str, Any], end: float) -> Float32:
+    """Channels in :data:`BINS` bins of log relative range; those below 1, narrower than any live one, are left out."""
     relative = part["statistics"]["relative_range"]
     logs = np.log10(relative[np.isfinite(relative) & (relative >= 1)])
-    end = max(float(logs.max(initial=0.0)), 1e-9)
-    return np.histogram(logs, bins=BINS, range=(0.0, end))[0].astype(np.float32)
+    end = max(end, 1e-9)
+    return np.histogram(np.minimum(logs, end), bins=BINS, range=(0.0, end))[0].astype(np.float32)

@@ -169,8 +169,8 @@ def _verdict(analysis: Analysis) -> Document:
         sentence = [(start, ""), ("no layer is a problem", "strong"), (f" at {grid}; {len(watched)} of {total} ", "")]
         sentence += [("deserve a look" if len(watched) > 1 else "deserves a look", "watch"), (".", "")]
     else:
-        sentence = [(start, ""), (f"{grid} suits {'all ' if total > 1 else 'the '}{count(total, 'layer')}", "strong")]
-        sentence += [(".", "")]
+        layers = f"all {count(total, 'layer')}" if total > 1 else "the only layer"
+        sentence = [(start, ""), (f"{grid} suits {layers}", "strong"), (".", "")]
     return {"sentence": sentence, "text": plain(sentence), "details": list(_details(analysis))}
 
 
@@ -226,7 +226,8 @@ def _verdict_on_changes(comparison: Comparison) -> Document:
         if was or now:
             details.append(f"{str(level).capitalize()}: {was} before, {now} after.")
     if comparison.unmatched:
-        details.append(f"{count(len(comparison.unmatched), 'layer')} could not be compared; they are named below.")
+        named = "it is" if len(comparison.unmatched) == 1 else "they are"
+        details.append(f"{count(len(comparison.unmatched), 'layer')} could not be compared; {named} named below.")
     details.append("No data was run: whether the two models compute the same is not known from the weights alone.")
     return {"sentence": sentence, "text": plain(sentence), "details": details}
 
@@ -239,9 +240,12 @@ def plain(sentence: Sentence) -> str:
 def jsonable(value: Any, *, statistics: bool = True) -> Any:
     """``value`` as JSON can hold it: arrays become lists, NaN and infinities ``null``.
 
-    Args:
-        value: a document or a part of one.
-        statistics: without them the arrays that have one value for each channel are left out.
+    Parameters
+    ----------
+    value
+        A document or a part of one.
+    statistics
+        Without them the arrays that have one value for each channel are left out.
     """
     if isinstance(value, np.ndarray):
         return jsonable(value.tolist())

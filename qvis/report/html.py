@@ -48,9 +48,9 @@ def render_html(document: Document) -> str:
         separators=(",", ":"),
     )
     bokeh = _bokeh_script()
-    theme, script = _read("theme.js"), _join_scripts()
+    theme, script = read_widget("theme.js"), _join_scripts()
     page = {
-        "css": Markup("\n".join(_read(f"{name}.css") for name in STYLES)),
+        "css": Markup("\n".join(read_widget(f"{name}.css") for name in STYLES)),
         "theme": Markup(theme),
         "script": Markup(script),
         "hashes": [_hash(text) for text in (theme, script, bokeh)],
@@ -61,7 +61,7 @@ def render_html(document: Document) -> str:
     }
     template = "changes.html.jinja" if changes else "report.html.jinja"
     rows = _change_rows(document) if changes else _rows(document)
-    return _environment().get_template(template).render(
+    return environment().get_template(template).render(
         document=document, page=page, rows=rows, overview=_overview(document, changes)
     )
 
@@ -70,23 +70,25 @@ def render_html(document: Document) -> str:
 
 
 @cache
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Where all pages' templates are found, with the filters that they use."""
+    made = Environment(
         loader=PackageLoader("qvis.templates", ""),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters["thousands"] = "{:,}".format
-    environment.filters["counted"] = count
-    environment.filters["visible"] = visible
-    environment.filters["unbroken"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
-    return environment
+    made.filters["thousands"] = "{:,}".format
+    made.filters["counted"] = count
+    made.filters["visible"] = visible
+    made.filters["unbroken"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
+    return made
 
 
 @cache
-def _read(name: str) -> str:
+def read_widget(name: str) -> str:
+    """A style sheet or script of ``templates/widgets``."""
     text = (files("qvis.templates") / "widgets" / name).read_text(encoding="utf-8")
     if "</script" in text.lower():
         raise QvisError(f"{name}: a script inside a page cannot contain '</script'")
@@ -95,7 +97,7 @@ def _read(name: str) -> str:
 
 @cache
 def _join_scripts() -> str:
-    parts = "\n".join(_read(f"{name}.js") for name in SCRIPTS)
+    parts = "\n".join(read_widget(f"{name}.js") for name in SCRIPTS)
     return f'"use strict";\n(async () => {{\n{parts}\n}})();\n'
 
 
@@ -194,8 +196,8 @@ def _measures(layer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sortable(value: float) -> str:
-    """What a column sorts by; empty for NaN, which then stays last."""
-    return "" if value != value else f"{value:.6g}"
+    """What a column sorts by, as JavaScript spells it; empty for NaN, which then stays last."""
+    return "" if value != value else f"{value:.6g}".replace("inf", "Infinity")
 
 
 def _decibels(value: float) -> str:
@@ -230,7 +232,7 @@ def _overview(document: Document, changes: bool) -> dict[str, Any]:
     shares = [x["noise_share"] for x in (*after, *before) if x and isfinite(x["noise_share"]) and x["noise_share"] > 0]
     thresholds = document["thresholds"]
     limits = {level: 10 ** (-thresholds[f"{level}_db"] / 10) for level in ("problem", "watch")}
-    high = max([ceil(log10(share) - 1e-9) for share in (*shares, *limits.values())], default=0)
+    high = max([ceil(log10(share) - 1e-3) for share in (*shares, *limits.values())], default=0)
     low = min([floor(log10(share)) for share in shares], default=-5)
     low = max(min(low, high - 3), high - 8)
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.resources import files
 from os import PathLike
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from qvis.report.cells import is_changes
 from qvis.report.document import Document
+from qvis.report.html import environment, read_widget
 from qvis.report.report import MARKS, make_folder, refuse_foreign, write_all
 from qvis.version import __version__
 
@@ -29,24 +28,20 @@ STYLES = ("page", "index")
 def render_index(documents: Sequence[Document], *, title: str, lead: str) -> str:
     """The page for reports that lie beside it. Its head names the model of the first.
 
-    Args:
-        documents: what the reports were made from, in the order of the page.
-        title: what the reports are about.
-        lead: a sentence or two above the list.
+    Parameters
+    ----------
+    documents
+        What the reports were made from, in the order of the page.
+    title
+        What the reports are about.
+    lead
+        A sentence or two above the list.
     """
-    environment = Environment(
-        loader=PackageLoader("qvis.templates", ""),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters["thousands"] = "{:,}".format
-    return environment.get_template("index.html.jinja").render(
+    return environment().get_template("index.html.jinja").render(
         title=title,
         lead=lead,
         version=__version__,
-        css=Markup("\n".join(_style(name) for name in STYLES)),
+        css=Markup("\n".join(read_widget(f"{name}.css") for name in STYLES)),
         model=_models(documents[0])[-1],
         entries=[_entry(document) for document in documents],
     )
@@ -61,8 +56,10 @@ def check_index(out_dir: str | PathLike[str]) -> None:
 def write_index(out_dir: str | PathLike[str], documents: Sequence[Document], *, title: str, lead: str) -> Path:
     """Write :func:`render_index` as ``index.html`` and return its path.
 
-    Raises:
-        OutputError: the folder cannot be written, or holds an ``index.html`` that qvis did not write.
+    Raises
+    ------
+    OutputError
+        The folder cannot be written, or holds an ``index.html`` that qvis did not write.
     """
     check_index(out_dir)
     path = Path(out_dir) / FILE
@@ -87,6 +84,3 @@ def _models(document: Document) -> list[dict[str, Any]]:
     model = document["model"]
     return [model["before"], model["after"]] if is_changes(document) else [model]
 
-
-def _style(name: str) -> str:
-    return (files("qvis.templates.widgets") / f"{name}.css").read_text(encoding="utf-8")

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from qvis.report.cells import columns, is_changes, left_out, ranked, severity, shorten, visible
+from qvis.report.cells import columns, is_changes, left_out, ranked, severity, shorten
 from qvis.report.document import Document
-from qvis.words import count
+from qvis.words import count, visible
 
 ROWS = 10
 """Rows shown at once."""
@@ -26,6 +26,8 @@ _BREAK = "&#8203;"  # a space of no width, as an entity so that whoever reads th
 _UNDERSCORE = r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])"  # within a word it is only itself
 _ACTIVE = re.compile(rf"[&<>\\`*~|\[\]$]|{_UNDERSCORE}")
 _ACTIVE_IN_HTML = re.compile(rf"[^\w ./-]|{_UNDERSCORE}")
+_ACTS_LATER = re.compile(r"@(?=\w)|#(?=\d)|:(?=//|\w+:)|\bwww(?=\.)|\bGH(?=-\d)", re.IGNORECASE)
+"""Mentions of people, links to issues, addresses, and names of emoji."""
 _HARMLESS = re.compile(r"[\w./\- ()+,;:%=\[\]]+")
 
 
@@ -69,12 +71,10 @@ def prose(text: str, long_names: Iterable[str] = ()) -> str:
     """``text`` so that it means only itself; ``long_names`` in it are cut in the middle."""
     for name in long_names:
         text = text.replace(name, shorten(name, LONGEST_NAME))
-    text = _entities(visible(text), _ACTIVE)
-    # these act on the finished page, so that no escape of the character itself helps: a break in the word does
-    text = re.sub(r"@(?=\w)", f"@{_BREAK}", text)
-    text = re.sub(r"#(?=\d{1,9}(?!\d*;))", f"#{_BREAK}", text)
-    text = re.sub(r":(?=//|\w+:)", f":{_BREAK}", text)
-    return re.sub(r"(?i)\bwww\.", f"www{_BREAK}.", text)
+    # Some act on the finished page, so that no escape of the character itself helps: a break within the word does.
+    # What visible returns holds no such space of its own.
+    text = _ACTS_LATER.sub("\\g<0>\u200b", visible(text))
+    return _entities(text, _ACTIVE).replace("\u200b", _BREAK)
 
 
 def _entities(text: str, special: re.Pattern[str]) -> str:

@@ -30,11 +30,15 @@ MARK_WITHIN = 4096
 class Report:
     """The result of one of the visualizations.
 
-    Attributes:
-        path: the HTML page, or the first file written; ``None`` as long as nothing is written.
-        paths: every file written, by format.
-        layers: the findings, one for each layer, in the model's own order. Each has ``name``, ``op``, ``shape``,
-            ``severity``, ``reasons`` and ``statistics``; those of a comparison have ``before`` and ``after`` as well.
+    Attributes
+    ----------
+    path
+        The HTML page, or the first file written; ``None`` as long as nothing is written.
+    paths
+        Every file written, by format.
+    layers
+        The findings, one for each layer, in the model's own order. Each has ``name``, ``op``, ``shape``,
+        ``severity``, ``reasons`` and ``statistics``; those of a comparison have ``before`` and ``after`` as well.
     """
 
     def __init__(self, document: Document, layers: Sequence[LayerAnalysis | LayerChange]) -> None:
@@ -83,9 +87,12 @@ class Report:
     def write(self, out_dir: str | PathLike[str], formats: Sequence[str] = ("html",)) -> Report:
         """Write the report into ``out_dir`` (made when missing) and return it. Either all files are written, or none.
 
-        Raises:
-            BadArgumentError: ``formats`` is empty or has an entry other than ``html``, ``json`` and ``md``.
-            OutputError: the folder cannot be written, or holds a file of the same name that qvis did not write.
+        Raises
+        ------
+        BadArgumentError
+            ``formats`` is empty or has an entry other than ``html``, ``json`` and ``md``.
+        OutputError
+            The folder cannot be written, or holds a file of the same name that qvis did not write.
         """
         formats = (formats,) if isinstance(formats, str) else tuple(formats)
         unknown = [name for name in formats if name not in FORMATS]
@@ -110,8 +117,10 @@ class Report:
     def open(self) -> None:
         """Show the page in the browser.
 
-        Raises:
-            BadArgumentError: no page has been written.
+        Raises
+        ------
+        BadArgumentError
+            No page has been written.
         """
         if "html" not in self.paths:
             raise BadArgumentError("open: no page was written, expected 'html' among the formats; call write(out_dir)")
@@ -136,8 +145,9 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise OutputError(f"out_dir: {str(folder)!r} is a file or lies below one, expected a folder") from error
-    except OSError as error:
-        raise OutputError(f"out_dir: cannot make {str(folder)!r}: {error.strerror}; choose another folder") from error
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise OutputError(f"out_dir: cannot make {str(folder)!r}: {why}; choose another folder") from error
 
 
 def refuse_foreign(path: Path, mark: bytes) -> None:

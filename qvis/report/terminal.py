@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qvis.report.cells import Column, columns, is_changes, left_out, ranked, severity, shorten, visible
+from qvis.report.cells import Column, columns, is_changes, left_out, ranked, severity, shorten
 from qvis.report.document import Document
+from qvis.words import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

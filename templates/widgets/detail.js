@@ -58,10 +58,11 @@ const detail = (() => {
     header(rounding, ["", ...(data.changes ? ["tensor, before", "tensor, after", "channel, before", "channel, after"] : ["grid per tensor", "grid per channel"])]);
     const both = (a, b, words) => [...parts.map((part) => words(part[a])), ...parts.map((part) => words(part[b]))];
     const share = (value) => value === null ? "n/a" : words.percent(value);
+    const kept = (value, noise) => value === null && noise !== null ? "∞" : words.decibels(value);   // JSON has no sign for it
     const whole = (head, read) => { const line = row(head, parts.map(read)); [...line.cells].slice(1).forEach((cell) => { cell.colSpan = 2; }); return line; };
     $("tbody", rounding).replaceChildren(
       row("Noise of a quarter of the channels", both("noise_share", "noise_share_channel", share)),
-      row("SQNR of all weights", both("sqnr_tensor_db", "sqnr_channel_db", words.decibels)),
+      row("SQNR of all weights", [...parts.map((part) => kept(part.sqnr_tensor_db, part.noise_share)), ...parts.map((part) => kept(part.sqnr_channel_db, part.noise_share_channel))]),
       whole("Step of the tensor's grid", (part) => words.number(part.step)),
       whole("Levels of the median channel", (part) => `${part.median_levels} of ${2 ** data.report.bits}`),
       whole("Starved, near dead, dead channels", (part) => `${part.flags.starved.length}, ${part.flags.near_dead.length}, ${part.flags.dead.length} of ${part.channels}`));
@@ -73,7 +74,7 @@ const detail = (() => {
     const layer = data.layers[selected], sets = data.channels(selected), grid = document.createElement("table");
     const names = ["min", "q25", "q50", "mean", "q75", "max", "std", "relative_range"], titles = ["min", "25 %", "50 %", "mean", "75 %", "max", "deviation", "relative range"];
     const head = grid.createTHead().insertRow();
-    for (const title of ["channel", ...(data.changes ? [""] : []), ...titles, "note"]) head.append(element("th", title));
+    for (const title of ["channel", ...(data.changes ? [""] : []), ...titles, "note"]) { const cell = element("th", title); cell.scope = "col"; head.append(cell); }
     const body = grid.createTBody(), total = data.of(layer, "after").channels;
     for (let i = 0; i < sets[0].channel.length; i++) {
       sets.forEach((set, s) => {

@@ -27,7 +27,7 @@ const figures = (() => {
     const below = axis(xTicks), left = axis(true);
     below.axis_label = label; left.axis_line_color = null;
     plots[name] = make("Plot", {x_range: x, y_range: range(), x_scale: make("LinearScale"), y_scale: make("LinearScale"), sizing_mode: "stretch_both",
-      toolbar_location: null, background_fill_color: null, border_fill_color: null, outline_line_color: null, min_border: 0, min_border_left: 44, min_border_top: 4,
+      toolbar_location: null, background_fill_color: null, border_fill_color: null, outline_line_color: null, min_border: 0, min_border_left: 44, min_border_top: 6, min_border_bottom: 7,
       min_border_right: 4, below: [below], left: [left], center: [make("Grid", {dimension: 1, axis: left})], output_backend: "canvas"});
     return plots[name];
   }
@@ -36,6 +36,11 @@ const figures = (() => {
     const tool = make("HoverTool", {renderers: [renderer], tooltips: rows, mode, line_policy: "none"});
     plots[plot].toolbar.tools = [...plots[plot].toolbar.tools, tool];
     if (mode === "vline") plots[plot].toolbar.tools = [...plots[plot].toolbar.tools, make("BoxZoomTool", {dimensions: "width"})];
+  }
+
+  // What the pointer finds: a channel's whole width, where a dot would leave most of it out, and NaN altogether.
+  function addTarget(plot, y) {
+    return add(plot, "target", sources.channels, "VBar", {x: field("channel"), bottom: y, top: y, width: 1, fill_color: null, line_color: null});
   }
 
   function build() {
@@ -50,6 +55,7 @@ const figures = (() => {
 
     addPlot("ranges", {x: shared.x, xTicks: false});
     shared.zero = make("BoxAnnotation", {level: "underlay", line_color: null, fill_alpha: 1});
+    if ("propagate_hover" in shared.zero) shared.zero.propagate_hover = true;      // some BokehJS, such as 3.6, would hide the channels behind it
     shared.zeroLine = make("Span", {location: 0, dimension: "width", line_width: 1, level: "underlay"});
     plots.ranges.center = [...plots.ranges.center, shared.zero, shared.zeroLine];
     if (before) for (const key of ["max", "min", "mean"]) add("ranges", `area_${key}`, channels, "VArea", {x, y1: field(`before_${key}`), y2: field(key), fill_alpha: .45});
@@ -61,15 +67,15 @@ const figures = (() => {
       add("ranges", `line_${key}`, channels, "Line", {x, y: field(key), line_width: key === "mean" ? 1.5 : 1.25});
       if (before) add("ranges", `before_${key}`, channels, "Line", {x, y: field(`before_${key}`), line_width: 1.5, line_dash: [2, 2]});
     }
-    const mean = add("ranges", "mean", channels, "Scatter", {x, y: field("mean"), size: field("dot"), line_color: null});
+    add("ranges", "mean", channels, "Scatter", {x, y: field("mean"), size: field("dot"), line_color: null});
     add("ranges", "flags", sources.flags, "Scatter", {x, y: field("y"), marker: field("marker"), size: 8, fill_color: field("colour"), line_color: field("colour")});
-    hover("ranges", mean, [...rows, note], "vline");
+    hover("ranges", addTarget("ranges", field("middle")), [...rows, note], "vline");
 
     addPlot("relative", {x: shared.x, xTicks: data.report.kind === "relative_weight_ranges", label: data.report.kind === "relative_weight_ranges" ? "output channel" : ""});
     if (before) add("relative", "before", channels, "Scatter", {x, y: field("before_relative_log"), marker: "dash", size: 8, line_width: 1.5, fill_color: null});
     add("relative", "stem", channels, "VBar", {x, bottom: 0, top: field("relative_log"), width: field("thin"), line_color: null});
-    const relative = add("relative", "dots", channels, "Scatter", {x, y: field("relative_log"), marker: field("relative_marker"), size: field("relative_size"), fill_color: field("relative_colour"), line_color: null});
-    hover("relative", relative, [["channel", "@label"], ["relative range", before ? "@before_relative_text → @relative_text" : "@relative_text"], note], "vline");
+    add("relative", "dots", channels, "Scatter", {x, y: field("relative_log"), marker: field("relative_marker"), size: field("relative_size"), fill_color: field("relative_colour"), line_color: null});
+    hover("relative", addTarget("relative", .15), [["channel", "@label"], ["relative range", before ? "@before_relative_text → @relative_text" : "@relative_text"], note], "vline");
 
     const last = data.report.kind !== "relative_weight_ranges";
     addPlot("levels", {x: shared.x, xTicks: last, label: last ? "output channel" : ""});
@@ -109,6 +115,11 @@ const figures = (() => {
     const {Document} = Bokeh.require("document"), doc = new Document();
     for (const name of names) doc.add_root(plots[name]);
     await Bokeh.embed.add_document_standalone(doc, document.body, names.map((name) => $(`#fig-${name}`)));
+    for (const name of names) untab($(`#fig-${name}`));
+  }
+  // A figure does nothing by keyboard, so that it is no stop of the tab key; the tables hold its numbers.
+  function untab(node) {
+    for (const e of $$("*", node)) { if (e.tabIndex >= 0) e.tabIndex = -1; if (e.shadowRoot) untab(e.shadowRoot); }
   }
 
   // ------------------------------------------------------------------------------------------ colours
@@ -134,9 +145,15 @@ const figures = (() => {
     for (const [name, renderer] of Object.entries(glyphs)) if (/before/.test(name)) renderer.glyph.line_color = ink["ink-2"];
     if (latest !== undefined) fill(latest);
   }
-  // Before printing Bokeh has to draw now, not in the next frame.
+  // Before printing Bokeh has to take the new colours and draw now, not in the next frame.
   function repaint() {
-    for (const plot of Object.values(plots)) { try { Bokeh.index.find_one(plot)?.paint(); } catch { /* older BokehJS: the next frame will do */ } }
+    for (const plot of Object.values(plots)) {
+      try {
+        const view = Bokeh.index.find_one(plot);
+        for (const renderer of view.computed_renderer_views ?? []) renderer.glyph?.set_visuals?.(renderer.model.data_source, renderer.all_indices);
+        view.paint();
+      } catch { /* an older BokehJS, or a figure that is not drawn yet: the next frame will do */ }
+    }
   }
 
   // ------------------------------------------------------------------------------------------ axes
@@ -183,7 +200,7 @@ const figures = (() => {
     const has = (i, flag) => (now.flags[i] & FLAG[flag]) !== 0;
     const notes = {outlier: "outlier by range", starved: "starved", near_dead: "near dead", dead: "dead", nonfinite: "NaN or infinite"};
     const peaks = positions.map((i) => Math.max(Math.abs(now.min[i]), Math.abs(now.max[i])));
-    const setter = peaks.reduce((best, peak, i) => peak > (peaks[best] ?? -1) ? i : best, -1);
+    const setter = peaks.reduce((best, peak, i) => peak > (peaks[best] ?? 0) ? i : best, -1);
     const note = positions.map((i) => [i === setter && "sets the step", ...Object.keys(notes).map((flag) => has(i, flag) && notes[flag])].filter(Boolean).join(", "));
     const colour = positions.map((i) => has(i, "nonfinite") ? ink.unusable : has(i, "starved") || has(i, "near_dead") || has(i, "dead") ? ink.watch : i === setter ? ink.accent : ink.box);
     const label = positions.map((i) => {
@@ -203,11 +220,11 @@ const figures = (() => {
       for (const key of keys) { values[`before_${key}`] = before[key]; values[`before_${key}_text`] = Array.from(before[key], words.number); }
       for (const [key, array] of Object.entries(derive(before, layer.before))) values[`before_${key}`] = array;
     }
-    sources.channels.data = sources.dots.data = {...values, channel: positions};
+    const [low, high] = padded(...extent(now.min, now.max, ...(before ? [before.min, before.max] : [])), .12);
+    sources.channels.data = sources.dots.data = {...values, channel: positions, middle: Array(count).fill((low + high) / 2)};
 
     zoomed = [-.7, count - .3];
     setRange(shared.x, zoomed);
-    const [low, high] = padded(...extent(now.min, now.max, ...(before ? [before.min, before.max] : [])), .12);
     setRange(plots.ranges.y_range, [low, high]);
     setTicks(plots.ranges.left[0], low, high, 3);
     shared.zero.setv({bottom: -part.step / 2, top: part.step / 2});

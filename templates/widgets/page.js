@@ -36,8 +36,8 @@ const words = {
     return (size !== 0 && (size < 1e-3 || size >= 1e5) ? value.toExponential(2) : value.toPrecision(4)).replaceAll("-", "−");
   },
   decibels: (value) => value === null ? "n/a" : `${value.toFixed(1)} dB`,
-  // control characters written out: a layer's name must not turn the text around it
-  visible: (text) => text.replace(/[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`),
+  // control characters and changes of direction spelled out, as in Python: a layer's name must not turn the text around it
+  visible: (text) => text.replace(/(?! )[\p{C}\p{Z}]/gu, (c) => ({"\n": "\\n", "\r": "\\r", "\t": "\\t"})[c] ?? (c.codePointAt(0) < 256 ? "\\x" + c.codePointAt(0).toString(16).padStart(2, "0") : "\\u" + c.codePointAt(0).toString(16).padStart(4, "0"))),
   unbroken: (text) => text.replaceAll(" %", "\u00a0%"),
   count: (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`,
 };

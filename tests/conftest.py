@@ -1,0 +1,75 @@
+"""A browser for the tests of the pages, the reports they open, and pages that several tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
+from typing import TYPE_CHECKING
+
+import pytest
+
+pytest.register_assert_rewrite("tests.browser")
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+    from qvis.report import Report
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write the files of tests/golden anew")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One Chromium for all tests."""
+    from playwright.sync_api import Error, sync_playwright
+
+    from tests.browser import launch
+
+    with sync_playwright() as playwright:
+        try:
+            browser, reason = launch(playwright), ""
+        except Error as error:
+            browser, reason = None, str(error).strip().splitlines()[0]
+        if browser is None:
+            pytest.fail(f"no Chromium for the tests: install it or set CHROMIUM to its path ({reason})", pytrace=False)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Report]:
+    """Makes the reports named in ``tests.browser.make_report``, each once."""
+    from tests.browser import make_report
+
+    return cache(lambda name: make_report(name, tmp_path_factory.mktemp("report")))
+
+
+@pytest.fixture(scope="session")
+def shared_page(browser: Browser, report: Callable[[str], Report]) -> Iterator[Callable[[str], Page]]:
+    """Opens each report once, for the tests that can take turns."""
+    from tests.browser import opened
+
+    with ExitStack() as stack:
+        yield cache(lambda name: stack.enter_context(opened(browser, report(name).path)))
+
+
+@pytest.fixture
+def visit(shared_page: Callable[[str], Page]) -> Iterator[Callable[..., Page]]:
+    """Shows a layer of a report, the worst by default; the page must stay silent during the test."""
+    from tests.browser import show
+
+    visited = []
+
+    def open_at(name: str, layer: str | None = None) -> Page:
+        page = shared_page(name)
+        visited.append(page)
+        show(page, layer)
+        return page
+
+    yield open_at
+    for page in visited:
+        assert page.watch.messages == []
+        assert page.watch.foreign_requests == []
