@@ -11,7 +11,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from typer.testing import CliRunner
 
-from qvis.adapters.parts import RULES
+from qvis.adapters.torch.parts import RULES
 from qvis.cli import app as command_line
 from qvis.version import __version__
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from qvis import adapters
-from qvis.adapters import archive
+from qvis.adapters.torch import archive
 from qvis.errors import BadArgumentError, QvisError
 from qvis.layers import Network
 from tests import zoo

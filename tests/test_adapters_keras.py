@@ -13,7 +13,7 @@ import pytest
 
 from qvis import adapters
 from qvis.adapters import keras as reader
-from qvis.adapters.keras_parts import kernel_axes, weights
+from qvis.adapters.keras.parts import kernel_axes, weights
 from qvis.errors import UnknownLayerError, UnsupportedModelError
 from qvis.layers import Layer
 from tests import keras_models

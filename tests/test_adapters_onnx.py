@@ -388,8 +388,8 @@ def test_unused_and_sparse_tensors() -> None:
     ],
 )
 def test_layers_are_named_after_their_modules(tensor: str, title: str, name: str) -> None:
-    from qvis.adapters import onnx_names
-    from qvis.adapters.onnx_parts import Node
+    from qvis.adapters.onnx import names as onnx_names
+    from qvis.adapters.onnx.parts import Node
 
     assert onnx_names.choose(tensor, Node("MatMul", "", title, (), ("y",)))[0] == name
 

@@ -280,7 +280,7 @@ def test_functions_that_call_each_other_without_end(tmp_path: Path) -> None:
 
 
 def test_functions_that_multiply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qvis.adapters.onnx_graph._NODES", 1000)
+    monkeypatch.setattr("qvis.adapters.onnx.graph._NODES", 1000)
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("own", 1)]
     functions = []
     for level in range(20):

@@ -15,7 +15,7 @@ import pytest
 
 from qvis import adapters
 from qvis.adapters import tflite as adapter
-from qvis.adapters import tflite_names
+from qvis.adapters.tflite import names as tflite_names
 from qvis.errors import BadArgumentError, QvisError, UnsupportedModelError
 from qvis.layers import Layer
 
@@ -299,7 +299,7 @@ def test_the_operator_tells_where_the_channels_are(case: str, tmp_path: Path) ->
 
 
 def test_gates_have_tensors_of_their_own() -> None:
-    from qvis.adapters.tflite_parts import RULES, Operator
+    from qvis.adapters.tflite.parts import RULES, Operator
     from qvis.adapters.values import Tensor, Value
 
     def value(number: int) -> Value:

@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast
 from qvis.errors import BadArgumentError, UnknownLayerError, UnsupportedModelError, suggest
 from qvis.layers import Layer, Network
 
-BUILT_IN = ("exported", "keras", "keras_files", "saved_model", "torch", "onnx", "tflite", "checkpoint")
+BUILT_IN = ("torch.exported", "keras", "keras.files", "keras.saved_model", "torch", "onnx", "tflite", "checkpoint")
 """Modules of this package, asked in this order. A Keras model on the torch backend is a module too, and some files are
 known by what they are named only."""
 PLUGINS = "qvis.adapters"

@@ -15,8 +15,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from qvis.adapters import find
-from qvis.adapters.pickled import NESTED, WRAPPERS
-from qvis.adapters.tensors import identity, unpickle
+from qvis.adapters.checkpoint.pickled import NESTED, WRAPPERS
+from qvis.adapters.torch.tensors import identity, unpickle
 from qvis.errors import BadArgumentError
 
 if TYPE_CHECKING:

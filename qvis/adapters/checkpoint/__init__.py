@@ -17,9 +17,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from qvis.adapters import folders, npz, packed, pickled, safetensors
-from qvis.adapters.scaled import scaled
-from qvis.adapters.stored import Array, Contents, Stored, reading, shown
+from qvis.adapters.checkpoint import folders, npz, packed, pickled, safetensors
+from qvis.adapters.checkpoint.scaled import scaled
+from qvis.adapters.checkpoint.stored import Array, Contents, Stored, reading, shown
 from qvis.errors import BadArgumentError
 from qvis.layers import FloatArray, Layer, Network, Skipped
 

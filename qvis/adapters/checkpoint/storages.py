@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qvis.adapters.archive import mapped
+from qvis.adapters.checkpoint.stored import Array, reading
 from qvis.adapters.encodings import ENCODINGS, Encoding
-from qvis.adapters.stored import Array, reading
+from qvis.adapters.torch.archive import mapped
 
 if TYPE_CHECKING:
     from torch import Tensor

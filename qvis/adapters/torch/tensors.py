@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from qvis.adapters.parts import Part
+from qvis.adapters.torch.parts import Part
 from qvis.errors import UnsupportedModelError
 from qvis.layers import FloatArray, Layer, Network, Skipped
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from qvis.adapters.flatbuffer import Table
 from qvis.adapters.matrices import Part, along
+from qvis.adapters.tflite.flatbuffer import Table
 from qvis.adapters.values import Value
 
 OPERATORS = {

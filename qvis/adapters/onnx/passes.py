@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 
-from qvis.adapters.onnx_parts import Node
-from qvis.adapters.onnx_tensors import TYPES
+from qvis.adapters.onnx.parts import Node
+from qvis.adapters.onnx.tensors import TYPES
 from qvis.adapters.values import Grid, Value, dequantize, quantize, reshape, transpose
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qvis.adapters.keras_parts import RULES, projection, type_named
+from qvis.adapters.keras.parts import RULES, projection, type_named
 
 Shape = tuple[int, ...]
 GUESSED = "the type of the layer is guessed from the shapes of its arrays"

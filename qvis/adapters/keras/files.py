@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qvis.adapters import keras_config
-from qvis.adapters.keras_units import Collector
-from qvis.adapters.stored import reading
+from qvis.adapters.checkpoint.stored import reading
+from qvis.adapters.keras import config as keras_config
+from qvis.adapters.keras.units import Collector
 from qvis.errors import BadArgumentError
 from qvis.layers import Network
 
@@ -94,7 +94,7 @@ def _unpack(path: Path, archive: zipfile.ZipFile) -> Network:
 
 
 def _network(path: Path, root: h5py.File, config: Any, metadata: Any) -> Network:
-    from qvis.adapters.keras_h5 import File, attribute
+    from qvis.adapters.keras.h5 import File, attribute
 
     if config is None:
         stored = attribute(root, "model_config")

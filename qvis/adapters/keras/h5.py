@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qvis.adapters.keras_config import Spec
-from qvis.adapters.keras_guess import identify
-from qvis.adapters.keras_parts import RULES, inside_attention, owners, position, type_named, variable_names
-from qvis.adapters.keras_units import AnyArray, Unit, Variable
-from qvis.adapters.stored import natural
+from qvis.adapters.checkpoint.stored import natural
+from qvis.adapters.keras.config import Spec
+from qvis.adapters.keras.guess import identify
+from qvis.adapters.keras.parts import RULES, inside_attention, owners, position, type_named, variable_names
+from qvis.adapters.keras.units import AnyArray, Unit, Variable
 
 if TYPE_CHECKING:
     import h5py

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from qvis.adapters.encodings import ENCODINGS, Array, Encoding
-from qvis.adapters.protobuf import Message, varints
+from qvis.adapters.onnx.protobuf import Message, varints
 from qvis.adapters.values import Loader, Tensor, mapped
 from qvis.errors import BadArgumentError
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from qvis.adapters import tflite_names as names
-from qvis.adapters.flatbuffer import Table
 from qvis.adapters.matrices import Part, along
 from qvis.adapters.matrices import layer as layer_of
-from qvis.adapters.tflite_parts import OPERATORS, RULES, Operator
+from qvis.adapters.tflite import names
+from qvis.adapters.tflite.flatbuffer import Table
+from qvis.adapters.tflite.parts import OPERATORS, RULES, Operator
 from qvis.adapters.values import Grid, Loader, Tensor, Value, dequantize, mapped, reshape, transpose
 from qvis.errors import BadArgumentError, QvisError
 from qvis.layers import Layer, Network, Skipped

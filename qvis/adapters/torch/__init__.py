@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from qvis.adapters.parts import RULES, Part, known_type
-from qvis.adapters.tensors import Collector, Source, count, framework
+from qvis.adapters.torch.parts import RULES, Part, known_type
+from qvis.adapters.torch.tensors import Collector, Source, count, framework
 from qvis.layers import Network
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qvis.adapters.keras_guess import identify
-from qvis.adapters.keras_parts import owners
-from qvis.adapters.keras_units import AnyArray, Collector, Unit, Variable
-from qvis.adapters.stored import natural, reading
-from qvis.adapters.tf_bundle import GRAPH, MAGIC, Bundle, Entry
+from qvis.adapters.checkpoint.stored import natural, reading
+from qvis.adapters.keras.guess import identify
+from qvis.adapters.keras.parts import owners
+from qvis.adapters.keras.tf_bundle import GRAPH, MAGIC, Bundle, Entry
+from qvis.adapters.keras.units import AnyArray, Collector, Unit, Variable
 from qvis.errors import BadArgumentError
 from qvis.layers import Network
 

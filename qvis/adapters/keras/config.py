@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from qvis.adapters.keras_parts import RULES, Config, snake
+from qvis.adapters.keras.parts import RULES, Config, snake
 
 CUSTOM = "(custom)"
 """The type of a layer whose class is not one of Keras."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from qvis.adapters.stored import Contents, Stored, natural, reading
+from qvis.adapters.checkpoint.stored import Contents, Stored, natural, reading
 from qvis.errors import BadArgumentError
 from qvis.layers import Skipped
 

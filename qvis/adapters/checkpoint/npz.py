@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.lib import format as npy
 
-from qvis.adapters.stored import Array, Contents, Stored, integers, reading
+from qvis.adapters.checkpoint.stored import Array, Contents, Stored, integers, reading
 
 _WHAT, _WAY_OUT = "no .npz file", "save it anew with numpy.savez"
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from qvis.adapters.keras_parts import RULES
-from qvis.adapters.keras_units import AnyArray, Collector, Unit, Variable
+from qvis.adapters.keras.parts import RULES
+from qvis.adapters.keras.units import AnyArray, Collector, Unit, Variable
 from qvis.errors import UnsupportedModelError
 from qvis.layers import Network
 

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from qvis.adapters.onnx_graph import Walk, named_functions
-from qvis.adapters.onnx_tensors import InFile, Live, Place
-from qvis.adapters.protobuf import Message, Schema, scan
+from qvis.adapters.onnx.graph import Walk, named_functions
+from qvis.adapters.onnx.protobuf import Message, Schema, scan
+from qvis.adapters.onnx.tensors import InFile, Live, Place
 from qvis.adapters.values import mapped
 from qvis.errors import BadArgumentError, QvisError
 from qvis.layers import Network

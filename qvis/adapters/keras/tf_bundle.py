@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 
 from qvis.adapters.encodings import ENCODINGS, Array
-from qvis.adapters.protobuf import Message, Schema, varint
+from qvis.adapters.onnx.protobuf import Message, Schema, varint
 
 MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
 """What a sorted table ends with."""

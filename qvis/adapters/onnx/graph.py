@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from qvis.adapters import onnx_names as names
 from qvis.adapters.encodings import Array
 from qvis.adapters.matrices import Part, along
 from qvis.adapters.matrices import layer as layer_of
-from qvis.adapters.onnx_parts import RULES, Node
-from qvis.adapters.onnx_passes import Scope, pass_on, scale_of_result
-from qvis.adapters.onnx_tensors import Place, tensor
+from qvis.adapters.onnx import names
+from qvis.adapters.onnx.parts import RULES, Node
+from qvis.adapters.onnx.passes import Scope, pass_on, scale_of_result
+from qvis.adapters.onnx.tensors import Place, tensor
 from qvis.adapters.values import Grid, Tensor, Value, dequantize, reshape
 from qvis.errors import BadArgumentError
 from qvis.layers import Layer, Skipped

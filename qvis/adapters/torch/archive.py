@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qvis.adapters.exported import Call, Program
-from qvis.adapters.tensors import Source, unpickle
+from qvis.adapters.torch.exported import Call, Program
+from qvis.adapters.torch.tensors import Source, unpickle
 from qvis.errors import BadArgumentError, QvisError
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from qvis.adapters.parts import RULES, Part, known_type
-from qvis.adapters.tensors import Collector, Source, framework
+from qvis.adapters.torch.parts import RULES, Part, known_type
+from qvis.adapters.torch.tensors import Collector, Source, framework
 from qvis.layers import Network
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def read(model: Path | ExportedProgram | fx.GraphModule) -> Network:
         The file is damaged, or holds no exported program.
     """
     if isinstance(model, Path):
-        from qvis.adapters.archive import load
+        from qvis.adapters.torch.archive import load
 
         program, name = load(model), model.stem
     elif _is_export(model):

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from qvis.adapters.archive import mapped
+from qvis.adapters.checkpoint.stored import Array, Contents, Stored, integers, natural, reading
 from qvis.adapters.encodings import ENCODINGS, Encoding
-from qvis.adapters.stored import Array, Contents, Stored, integers, natural, reading
+from qvis.adapters.torch.archive import mapped
 from qvis.errors import BadArgumentError
 
 LONGEST_HEADER = 100_000_000

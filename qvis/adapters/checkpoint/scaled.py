@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qvis.adapters.stored import Array, Stored
+from qvis.adapters.checkpoint.stored import Array, Stored
 
 DEFAULT_BLOCK = (128, 128)
 

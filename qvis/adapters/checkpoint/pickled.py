@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qvis.adapters import storages
-from qvis.adapters.stored import Array, Contents, Stored, integers, reading
+from qvis.adapters.checkpoint import storages
+from qvis.adapters.checkpoint.stored import Array, Contents, Stored, integers, reading
 from qvis.errors import BadArgumentError
 from qvis.layers import Skipped
 
@@ -36,7 +36,7 @@ def load(path: Path) -> Contents:
     if zipped:
         _check_kind(path)
     held = unpickled(path)
-    from qvis.adapters.tensors import framework
+    from qvis.adapters.torch.tensors import framework
 
     skipped: list[Skipped] = []
     found = list(_tensors(held, path, skipped))
@@ -72,7 +72,7 @@ def unpickled(path: Path) -> Any:
     with reading(path, "no PyTorch file", _WAY_OUT):
         if not path.stat().st_size:
             raise BadArgumentError(f"model: {str(path)!r} is empty; {_WAY_OUT}")
-        from qvis.adapters.tensors import unpickle
+        from qvis.adapters.torch.tensors import unpickle
 
         try:
             if path.suffix.lower() == ".safetensors":  # torch would go by that name
@@ -117,7 +117,7 @@ def _walk(prefix: str, held: Mapping[Any, Any], skipped: list[Skipped]) -> Itera
 
 
 def _stored(name: str, tensor: Tensor, again: Callable[[], Array] | None) -> Stored:
-    from qvis.adapters.tensors import identity
+    from qvis.adapters.torch.tensors import identity
 
     dtype = str(tensor.dtype).removeprefix("torch.")
     quantized = tensor.is_quantized

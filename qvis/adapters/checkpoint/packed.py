@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qvis.adapters.stored import Array, Stored
+from qvis.adapters.checkpoint.stored import Array, Stored
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """The output, among eight, that each four bits of an integer belong to."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from qvis.adapters.onnx_parts import Node
+from qvis.adapters.onnx.parts import Node
 
 _INVENTED = re.compile(
     r"\d+|onnx::\w+|/?(.*/)?Constant(_\d+)?_output_0|(val|const|constant|expr|tmp|t|v|n|node|initializer)_?\d*(_cast)?"

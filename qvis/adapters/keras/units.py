@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qvis.adapters.keras_parts import Config, Part, is_state, quantization, weights
+from qvis.adapters.keras.parts import Config, Part, is_state, quantization, weights
 from qvis.layers import FloatArray, Layer, Network, Skipped
 
 AnyArray = NDArray[Any]
