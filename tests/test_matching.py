@@ -65,6 +65,14 @@ def test_across_formats_renamed_layers_are_found_by_their_weights(
     assert unmatched == []
 
 
+def test_a_tensorflow_model_and_its_conversion_are_two_formats(weights: list[FloatArray]) -> None:
+    before = analysis("TensorFlow 2.21.0", {"dense/kernel": weights[0]})
+    after = analysis("TensorFlow Lite", {"model/dense/MatMul": rounded(weights[0])})
+    pairs, unmatched = match_layers(before, after)
+    assert names(pairs) == [("dense/kernel", "model/dense/MatMul")]
+    assert unmatched == []
+
+
 def test_across_formats_other_weights_make_no_pair(weights: list[FloatArray]) -> None:
     before = analysis("Keras 3", {"conv": weights[0]})
     after = analysis("ONNX 1", {"node": weights[1]})

@@ -54,7 +54,8 @@ def match_layers(before: Analysis, after: Analysis) -> tuple[list[Pair], list[Sk
 
 
 def _family(analysis: Analysis) -> str:
-    return analysis.framework.split(" ")[0]
+    lite = analysis.framework == "TensorFlow Lite"  # whose converter renames what TensorFlow calls otherwise
+    return analysis.framework if lite else analysis.framework.split(" ")[0]
 
 
 def _matrix(layer: LayerAnalysis) -> tuple[int, int]:
