@@ -38,8 +38,8 @@ LAYER = [
     "largest_relative_range", "relative_range_statistics", "median_levels", "flags", "digest", "statistics", "levels",
 ]  # fmt: skip
 CHANGE = [
-    "rank", "name", "op", "channels", "channels_from", "elements", "weights", "severity", "severity_before", "verdict",
-    "gain_db", "text", "before", "after",
+    "rank", "name", "op", "channels", "channels_from", "elements", "weights", "name_before", "severity",
+    "severity_before", "verdict", "gain_db", "text", "before", "after",
 ]  # fmt: skip
 THRESHOLDS = [
     "watch_db", "problem_db", "starved_levels", "watch_starved", "problem_starved", "dead", "near_dead", "outlier_iqr"

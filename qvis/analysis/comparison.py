@@ -25,8 +25,13 @@ class LayerChange:
 
     @property
     def name(self) -> str:
-        """The name in both models."""
+        """The name in the model after."""
         return self.after.name
+
+    @property
+    def name_before(self) -> str:
+        """The name in the model before; another one where an exporter renamed the layer."""
+        return self.before.name
 
     @property
     def op(self) -> str:

@@ -57,7 +57,8 @@ def compare(
 ) -> None:
     """Show what changed between two models.
 
-    Writes a page that opens offline, layer by layer, and prints its table. Layers are matched by name.
+    Writes a page that opens offline, layer by layer, and prints its table. Layers are matched by name, and across
+    formats by their weights.
     """
     check_open(open_page, formats)
     with Work() as work:

@@ -29,7 +29,11 @@ class Column:
 
 def columns(document: Document) -> tuple[Column, ...]:
     """The columns that suit the document, without the severity, which each output shows in its own way."""
-    return CHANGES if is_changes(document) else LAYERS
+    if not is_changes(document):
+        return LAYERS
+    name, *others = CHANGES
+    renamed = any(layer["name_before"] != layer["name"] for layer in document["layers"])
+    return (name, NAME_BEFORE, *others) if renamed else CHANGES
 
 
 def is_changes(document: Document) -> bool:
@@ -128,6 +132,8 @@ LAYERS = (
     Column("Median levels", lambda layer: f"{layer['median_levels']:g}", keep=2, right=True),
     Column("Findings", findings, keep=1),
 )
+NAME_BEFORE = Column("Layer before", lambda layer: shorten(visible(layer["name_before"]), 40), keep=5)
+"""Only where an exporter renamed a layer."""
 CHANGES = (
     Column("Layer", _name),
     Column("Op", _op, keep=4),

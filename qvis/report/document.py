@@ -137,6 +137,7 @@ def _change(change: LayerChange) -> Document:
     shared = ("name", "op", "channels", "channels_from", "elements", "weights")
     return {
         **{key: after[key] for key in shared},
+        "name_before": change.name_before,
         "severity": after["severity"],
         "severity_before": before["severity"],
         "verdict": change.verdict,

@@ -156,6 +156,7 @@ def _change_rows(document: Document) -> Iterable[dict[str, Any]]:
         gain = layer["gain_db"]
         yield {
             **_identity(index, layer, layer["after"]),
+            "name_before": layer["name_before"],
             "severity_before": layer["severity_before"],
             "verdict": layer["verdict"],
             "gain": _sortable(gain),

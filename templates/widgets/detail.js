@@ -23,7 +23,7 @@ const detail = (() => {
     });
     $(".findings").replaceChildren(...lines);
     const shape = part.shape.join("×") || "scalar";
-    const extra = [part.aliases.length && `tied to ${part.aliases.map(words.visible).join(", ")}`, ...part.notes].filter(Boolean);
+    const extra = [data.changes && layer.name_before !== layer.name && `before: ${words.visible(layer.name_before)}`, part.aliases.length && `tied to ${part.aliases.map(words.visible).join(", ")}`, ...part.notes].filter(Boolean);
     $(".detail-meta").textContent = [`${part.op} ${shape} ${part.dtype}`, words.count(part.weights, "weight"), `${words.count(part.channels, "output channel")} (${part.channels_from})`, `layer ${selected + 1} of ${data.layers.length}`, ...extra].join(", ");
   }
 

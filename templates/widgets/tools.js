@@ -28,7 +28,7 @@ const tools = (() => {
   function records() {
     return [...data.layers].sort((a, b) => a.rank - b.rank).map((layer) => {
       const record = {rank: layer.rank, layer: layer.name, op: layer.op, shape: data.of(layer, "after").shape.join("x"), severity: layer.severity};
-      if (data.changes) Object.assign(record, {verdict: layer.verdict, gain_db: layer.gain_db});
+      if (data.changes) Object.assign(record, {layer_before: layer.name_before, verdict: layer.verdict, gain_db: layer.gain_db});
       for (const name of data.series) {
         const part = data.of(layer, name), suffix = data.changes ? `_${name}` : "";
         for (const field of FIELDS) record[field + suffix] = part[field];
