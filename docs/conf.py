@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 
 from docutils import nodes
@@ -11,9 +11,11 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from typer.testing import CliRunner
 
-from qvis.adapters.torch.parts import RULES
 from qvis.cli import app as command_line
 from qvis.version import __version__
+
+sys.path.insert(0, str(Path(__file__).parent))
+from layer_rules import rows
 
 project = "qvis"
 author = "The qvis developers"
@@ -37,17 +39,6 @@ napoleon_use_ivar = True
 # docstrings write the absolute value of a weight as |w|, which reST would take for a substitution
 rst_prolog = r".. |w| replace:: \|w\|"
 
-PARAMETERS = {
-    "MultiheadAttention": ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
-    "RNN": ("weight_ih_l0", "weight_hh_l0"),
-    "GRU": ("weight_ih_l0", "weight_hh_l0"),
-    "LSTM": ("weight_ih_l0", "weight_hh_l0", "weight_hr_l0"),
-    "RNNCell": ("weight_ih", "weight_hh"),
-    "GRUCell": ("weight_ih", "weight_hh"),
-    "LSTMCell": ("weight_ih", "weight_hh"),
-}
-"""The weights of layers that have others than ``weight``."""
-
 SCREENSHOT = "images/report.png"
 
 
@@ -55,8 +46,8 @@ class SupportedLayers(SphinxDirective):
     """A table of the layer types that have a rule, made from the rules themselves."""
 
     def run(self) -> list[nodes.Node]:
-        lines = [".. list-table::", "   :header-rows: 1", "   :widths: 24 32 44", ""]
-        for row in (("Layer", "Weight", "Output channels"), *_rows_of_rules()):
+        lines = [".. list-table::", "   :header-rows: 1", "   :widths: 14 38 24 24", ""]
+        for row in (("Framework", "Layer", "Weight", "Output channels"), *rows()):
             lines += [f"   {'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(row)]
         node = nodes.container()
         self.state.nested_parse(StringList(lines, source=__file__), self.content_offset, node)
@@ -87,24 +78,6 @@ class ReportScreenshot(SphinxDirective):
         node = nodes.container()
         self.state.nested_parse(StringList(lines, source=__file__), self.content_offset, node)
         return node.children
-
-
-def _rows_of_rules() -> Iterator[tuple[str, str, str]]:
-    for op, rule in RULES.items():
-        if op == "MatMul":  # no layer, but an operation in the graph of an exported program
-            continue
-        for name in PARAMETERS.get(op, ("weight",)):
-            parts = rule(op, name, 1) or []
-            grouped = rule(op, name, 2) or []
-            if not parts:
-                raise ValueError(f"the rule of {op} knows no {name}; see PARAMETERS in {Path(__file__).name}")
-            channels = parts[0].channels
-            if grouped[0].channels != channels:
-                channels += f"; {grouped[0].channels} when grouped"
-            labels = [part.label for part in parts if part.label]
-            if labels:
-                channels = f"axis 0, in {len(labels)} parts: {', '.join(labels)}"
-            yield f"``{op}``", f"``{name}``", channels
 
 
 # Napoleon takes what stands before a colon in the first line of an attribute's docstring for its type. These two take
