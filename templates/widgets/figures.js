@@ -123,14 +123,17 @@ const figures = (() => {
   }
 
   // ------------------------------------------------------------------------------------------ colours
-  const probe = document.body.appendChild(element("i"));
-  probe.hidden = true;
+  // elements that take the page's colours, so that all are read after one calculation of styles
+  const probes = Object.fromEntries(["ink", "ink-2", "ink-3", "line", "accent", "span", "box", "zero", "stem", "watch", "problem", "unusable"].map((name) => {
+    const probe = element("i");
+    probe.hidden = true;
+    probe.style.color = `var(--${name})`;
+    return [name, probe];
+  }));
+  document.body.append(...Object.values(probes));
   function paint() {
-    for (const name of ["ink", "ink-2", "ink-3", "line", "accent", "span", "box", "zero", "stem", "watch", "problem", "unusable"]) {
-      probe.style.color = `var(--${name})`;
-      ink[name] = getComputedStyle(probe).color;
-    }
     if (!plots.ranges) return;
+    for (const [name, probe] of Object.entries(probes)) ink[name] = getComputedStyle(probe).color;
     const font = getComputedStyle(document.body).fontFamily;
     for (const plot of Object.values(plots)) {
       for (const axis of [...plot.below, ...plot.left]) axis.setv({major_label_text_color: ink["ink-3"], axis_label_text_color: ink["ink-3"], major_label_text_font: font, axis_label_text_font: font});
