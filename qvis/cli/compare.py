@@ -31,6 +31,7 @@ from qvis.cli.progress import Work
 
 EXAMPLES = (
     "qvis compare before.pt2 after.pt2",
+    "qvis compare model.keras model.tflite",
     "qvis compare net.py:make net.py:make_folded --name-new 'BatchNorm folded'",
     "qvis compare net.py:make net.py:make --weights-old a.safetensors --weights-new b.safetensors",
 )
