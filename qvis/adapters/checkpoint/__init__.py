@@ -51,14 +51,15 @@ def _kind(path: Path) -> str | None:
         if start.startswith(b"PK"):
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
-            if any(name.endswith(("/data.pkl", "models/model.json")) for name in names):
+            if any(name.endswith("/data.pkl") for name in names):
                 return "torch"
             return "npz" if names and all(name.endswith(".npy") for name in names) else None
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
         return None
-    if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        return "torch"  # a pickle: of an old version of torch, or refused
-    return "safetensors" if safetensors.recognizes(start) else None
+    if safetensors.recognizes(start):  # asked first, as the length of a header may look like the start of a pickle
+        return "safetensors"
+    pickled = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    return "torch" if pickled else None  # of an old version of torch, or refused
 
 
 def read(model: Path) -> Network:
