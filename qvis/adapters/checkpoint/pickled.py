@@ -58,13 +58,10 @@ def _check_kind(path: Path) -> None:
         names = {name.partition("/")[2] for name in archive.namelist()}
         if any(entry.flag_bits & 1 for entry in archive.infolist()):
             raise ValueError("it is encrypted")
-    kinds = {
-        "constants.pkl": "a TorchScript program; load it with torch.jit.load and pass the module",
-        "models/model.json": "an exported program; rename it to end in .pt2",
-        "serialized_exported_program.json": "an exported program; rename it to end in .pt2",
-    }
-    for name in names & kinds.keys():
-        raise BadArgumentError(f"model: {str(path)!r} holds {kinds[name]}")
+    if "constants.pkl" in names:
+        raise BadArgumentError(
+            f"model: {str(path)!r} holds a TorchScript program; load it with torch.jit.load and pass the module"
+        )
 
 
 def unpickled(path: Path) -> Any:

@@ -7,6 +7,7 @@ There the modules are gone, so that the graph tells what each weight is for. Two
 from __future__ import annotations
 
 import sys
+import zipfile
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,10 @@ class Call(NamedTuple):
     """The value it returns; the first where there are several."""
 
 
+_MARKS = ("models/model.json", "serialized_exported_program.json")
+"""How names in the zip file of an exported program end: since torch 2.8, and before."""
+
+
 @dataclass
 class Program:
     """What must be known of an exported program to find its weights."""
@@ -55,10 +60,23 @@ class Program:
 
 
 def handles(model: object) -> bool:
-    """Whether ``model`` is the path of a ``.pt2`` file, or an exported program. Does not import torch."""
+    """Whether ``model`` is the path of an exported program, or one itself. Does not import torch."""
     if isinstance(model, Path):
-        return model.suffix.lower() == ".pt2"
+        return model.suffix.lower() == ".pt2" or _is_archive(model)
     return _is_export(model) or _is_graph(model)
+
+
+def _is_archive(path: Path) -> bool:
+    """Whether a file of any name is one that ``torch.export.save`` wrote."""
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != b"PK\x03\x04":
+                return False
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return False
+    return any(name.endswith(_MARKS) for name in names)
 
 
 def _is_export(model: object) -> bool:
