@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,6 +89,30 @@ def test_layers_with_equal_weights_pair_in_order(weights: list[FloatArray]) -> N
     pairs, unmatched = match_layers(before, after)
     assert names(pairs) == [("one", "first"), ("two", "second")]
     assert unmatched == []
+
+
+def test_a_layer_into_which_a_batchnorm_was_folded_is_found(weights: list[FloatArray]) -> None:
+    factors = np.geomspace(0.1, 20, 8, dtype=np.float32)[:, None]
+    before = analysis("Keras 3", {f"conv{i}": weights[i] for i in range(3)})
+    after = analysis("ONNX 1", {f"node{i}": weights[i] * factors for i in (1, 2)})
+    pairs, unmatched = match_layers(before, after)
+    assert names(pairs) == [("conv1", "node1"), ("conv2", "node2")]
+    assert [one.name for one in unmatched] == ["conv0"]
+
+
+def test_channels_of_one_weight_are_not_told_by_factors(weights: list[FloatArray]) -> None:
+    before, after = analysis("Keras 3", {"a": weights[0][:, :1]}), analysis("ONNX 1", {"b": weights[1][:, :1]})
+    assert match_layers(before, after)[0] == []
+
+
+@pytest.mark.parametrize("other", ["PyTorch 2", "safetensors"])
+def test_layers_whose_channels_lie_along_another_axis_are_no_pair(other: str, weights: list[FloatArray]) -> None:
+    matrix = weights[0][:, :8]
+    before, after = analysis("PyTorch 2", {"up": matrix.T}), analysis(other, {"up": matrix})
+    before = replace(before, layers=(replace(before.layers[0], channels="axis 1"),))
+    pairs, unmatched = match_layers(before, after)
+    assert pairs == []
+    assert [(one.name, one.reason) for one in unmatched] == [("up", "its channels were axis 1 and are axis 0")]
 
 
 def test_a_layer_of_another_shape_is_named_with_both_shapes(weights: list[FloatArray]) -> None:
