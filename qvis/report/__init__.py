@@ -124,10 +124,9 @@ def visualize_changes_after_optimization(
 ) -> Report:
     """Write ``changes_after_optimization.html``: two versions of a model, layer by layer, on common axes.
 
-    Layers are matched by name, and those of two formats also by their weights. Those that only one of the models has, or
-    that differ in shape, are named on the page.
-    ``names`` are what the report calls the two; the other arguments, and what is raised, are those of
-    :func:`visualize_weight_ranges`. ``selected_layers`` must match in both models.
+    Layers are matched by name, and across formats by their weights. Those that only one of the models has, or that
+    differ in shape, are named on the page. ``names`` are what the report calls the two; the other arguments, and what
+    is raised, are those of :func:`visualize_weight_ranges`. ``selected_layers`` must match in both models.
     """
     before, after = (
         analyze(
