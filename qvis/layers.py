@@ -230,6 +230,18 @@ class LayerAnalysis:
         """How many weights the layer has."""
         return int(self.statistics.min.size) * self.statistics.elements
 
+    @property
+    def rounded(self) -> bool:
+        """Whether the weights lie on an integer grid already: what rounding cost them can no longer be seen in them.
+
+        So it is where an adapter dequantized them, and says so in :attr:`notes`, or where rounding them again, on one
+        grid or on a grid for each channel of several weights, changes nothing.
+        """
+        if not self.statistics.live.any():
+            return False
+        grids = [self.rounding.noise_tensor] + [self.rounding.noise_channel] * (self.statistics.elements > 1)
+        return any(not noise.any() for noise in grids) or any("dequantized" in note for note in self.notes)
+
 
 @dataclass(frozen=True)
 class Thresholds:

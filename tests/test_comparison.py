@@ -12,6 +12,7 @@ from hypothesis import given, settings
 
 from qvis.analysis.comparison import NOTICEABLE_DB, Comparison, LayerChange, compare
 from qvis.layers import Severity, decibels
+from qvis.report.document import summarize_changes
 from qvis.words import percent
 from tests.weights import Array, analysis, finding, gaussian, weights
 
@@ -103,6 +104,7 @@ def test_the_change_is_told_with_both_shares_and_the_gain() -> None:
 
 def test_a_gain_without_bounds_is_told_without_a_number() -> None:
     exact = np.tile([127.0, -127, 4, 7], (4, 1))
+    exact[3, 2:] += 0.3  # one channel beside the grid: the layer is not rounded, and yet most of it loses nothing
     better, worse = change(exact + 0.3, exact), change(exact, exact + 0.3)
     assert (better.gain_db, better.verdict) == (math.inf, "better")
     assert (worse.gain_db, worse.verdict) == (-math.inf, "worse")
@@ -171,3 +173,22 @@ def test_swapping_the_models_turns_every_change_around(one: Array, other: Array)
     np.testing.assert_array_equal(back.gain_db, -forth.gain_db)
     for either in (forth, back):
         assert not re.search(r"\b(nan|inf)\b", either.text)
+
+
+@pytest.mark.parametrize("per_channel", [False, True], ids=["per tensor", "per channel"])
+def test_weights_that_are_rounded_already_are_not_called_better(per_channel: bool) -> None:
+    weight = gaussian(6, 50)
+    step = np.abs(weight).max(axis=1, keepdims=True) / 127
+    on_grid = np.rint(weight / (step if per_channel else step.max())) * (step if per_channel else step.max())
+    for found in (change(weight, on_grid.astype(np.float32)), change(on_grid.astype(np.float32), weight)):
+        assert found.verdict == "rounded"
+        assert math.isnan(found.gain_db)
+        assert "do not show what rounding them has cost" in found.text
+
+
+def test_the_verdict_on_a_quantized_model_claims_no_gain() -> None:
+    weight = gaussian(6, 50)
+    step = np.abs(weight).max() / 127
+    document = summarize_changes(comparison({"a": weight}, {"a": (np.rint(weight / step) * step).astype(np.float32)}))
+    assert "1 of 1 layer is rounded already in the new model" in document["verdict"]["text"]
+    assert "better" not in document["verdict"]["text"]

@@ -62,10 +62,12 @@ class LayerChange:
     def gain_db(self) -> float:
         """How many dB more a quarter of the channels keep on the shared grid; negative where it got worse.
 
-        NaN where the layer is unusable before or after, unless it is unchanged.
+        NaN where the layer is unusable before or after, or rounded already in one of the two, unless it is unchanged.
         """
         if self.before.digest == self.after.digest:
             return 0.0
+        if self.before.rounded != self.after.rounded:
+            return float("nan")
         if Severity.UNUSABLE in (self.before.severity, self.after.severity):
             return float("nan")
         before, after = (decibels(1.0, layer.noise_share) for layer in (self.before, self.after))
@@ -73,9 +75,15 @@ class LayerChange:
 
     @property
     def verdict(self) -> str:
-        """``better``, ``worse``, ``same`` (less than :data:`NOTICEABLE_DB`), or ``unchanged`` (the same bytes)."""
+        """``better``, ``worse``, ``same`` (below :data:`NOTICEABLE_DB`), ``unchanged`` (the same bytes) or ``rounded``.
+
+        The last is said where the weights lie on a grid already in one of the two, so that their noise tells nothing.
+        """
         if self.before.digest == self.after.digest:
             return "unchanged"
+        unusable = Severity.UNUSABLE in (self.before.severity, self.after.severity)
+        if self.before.rounded != self.after.rounded and not unusable:
+            return "rounded"
         if np.isnan(self.gain_db):
             difference = self.before.severity.rank - self.after.severity.rank
             return "better" if difference > 0 else "worse" if difference < 0 else "same"
@@ -89,6 +97,12 @@ class LayerChange:
         if self.verdict == "unchanged":
             return "The weights are the same, bit for bit."
         before, after = self.before.noise_share, self.after.noise_share
+        if self.verdict == "rounded":
+            when, other, share = ("after", "Before", before) if self.after.rounded else ("before", "After", after)
+            return (
+                f"The weights lie on a grid already {when}, and do not show what rounding them has cost."
+                f" {other}, a quarter of the channels lose {percent(share)} or more on one grid for the tensor."
+            )
         if np.isnan(self.gain_db):
             return f"{str(self.before.severity).capitalize()} before, {self.after.severity} after."
         gain = f" ({self.gain_db:+.1f} dB)" if np.isfinite(self.gain_db) else ""

@@ -116,7 +116,7 @@ def _decibels(value: float) -> str:
 def _gain(layer: dict[str, Any]) -> str:
     gain: float = layer["gain_db"]
     # a layer may have become worse, such as by a NaN, with the same noise
-    if layer["verdict"] in ("same", "unchanged") or not isfinite(gain) or abs(gain) < 0.05:
+    if layer["verdict"] in ("same", "unchanged", "rounded") or not isfinite(gain) or abs(gain) < 0.05:
         return str(layer["verdict"])
     return f"{gain:+.1f} dB".replace("-", "−")
 

@@ -15,7 +15,7 @@ import numpy as np
 from qvis.analysis.comparison import Comparison, LayerChange
 from qvis.layers import Analysis, FloatArray, LayerAnalysis, Severity, decibels
 from qvis.version import __version__
-from qvis.words import count, percent, visible
+from qvis.words import count, is_are, percent, visible
 
 SCHEMA_VERSION = 1
 """Raised when a field changes its meaning or goes; new fields do not raise it."""
@@ -191,6 +191,12 @@ def _details(analysis: Analysis) -> list[str]:
             limit = 10 ** (-analysis.thresholds.watch_db / 10)
             cured = sum(layer.noise_share_channel <= limit for layer in fixed)
             details.append(f"A grid per channel would bring {_part(cured, len(fixed))} below {percent(limit)}.")
+    done = sum(layer.rounded for layer in usable)
+    if done:
+        details.append(
+            f"{count(done, 'layer')} {'lies' if done == 1 else 'lie'} on an integer grid already: the noise is what"
+            " rounding again would add, not what the first rounding has cost."
+        )
     details.append(
         "No data was run: the weights alone do not tell how much of a layer's noise reaches the output of the model."
     )
@@ -207,19 +213,25 @@ def _part(number: int, total: int) -> str:
 def _verdict_on_changes(comparison: Comparison) -> Document:
     total = len(comparison.layers)
     better, worse, same = (comparison.count(verdict) for verdict in ("better", "worse", "same"))
-    unchanged = comparison.count("unchanged")
+    unchanged, rounded = comparison.count("unchanged"), comparison.count("rounded")
     evidence = comparison.after.evidence[0].upper() + comparison.after.evidence[1:]
     sentence: Sentence = [(f"{evidence}: at int{comparison.after.bits} with one grid per tensor ", "")]
     if total == 0:
         sentence += [("no layer of the two models could be matched", "strong"), (".", "")]
     elif unchanged == total:
         sentence += [(f"nothing changed in {count(total, 'layer')}", "strong"), (".", "")]
+    elif rounded + unchanged == total:
+        newer = all(change.after.rounded for change in comparison.layers if change.verdict == "rounded")
+        which = "the new model" if newer else "one of the models"
+        sentence = [(f"{evidence}: ", ""), (f"{rounded} of {count(total, 'layer')}", "strong")]
+        sentence += [(f" {is_are(rounded)} rounded already in {which}, so that the noise cannot be compared.", "")]
     else:
         sentence += [(f"{better} of {count(total, 'layer')} will round better", "strong"), (" than before", "")]
         sentence += [(" and ", ""), (f"{worse} worse", "problem" if worse else "")]
         rest = same + unchanged
         stays = "stays as it was" if rest == 1 else "stay as they were"
-        sentence += [(f"; {rest} {stays}" if rest else "", ""), (".", "")]
+        already = f"; {rounded} {is_are(rounded)} rounded already in one of the two"
+        sentence += [(f"; {rest} {stays}" if rest else "", ""), (already if rounded else "", ""), (".", "")]
     details = []
     for level in (Severity.UNUSABLE, Severity.PROBLEM, Severity.WATCH):
         was = sum(change.before.severity is level for change in comparison.layers)
@@ -229,6 +241,8 @@ def _verdict_on_changes(comparison: Comparison) -> Document:
     if comparison.unmatched:
         named = "it is" if len(comparison.unmatched) == 1 else "they are"
         details.append(f"{count(len(comparison.unmatched), 'layer')} could not be compared; {named} named below.")
+    if rounded:
+        details.append("What rounding has cost shows in the outputs of the models, not in weights that lie on a grid.")
     details.append("No data was run: whether the two models compute the same is not known from the weights alone.")
     return {"sentence": sentence, "text": plain(sentence), "details": details}
 

@@ -5,7 +5,7 @@ const detail = (() => {
   if (!panel) return {place() {}, select() {}, toggle() {}, move() {}, close() {}, fromHash: () => -1};
   const FLAG_WORDS = [[1, "outlier"], [2, "starved"], [4, "near dead"], [8, "dead"], [16, "NaN or infinite"]];
   const VERBS = {ok: "Leave it.", watch: "Watch it.", problem: "Fix it.", unusable: "Unusable."};
-  const CHANGES = {better: "Better.", worse: "Worse.", same: "About the same.", unchanged: "Unchanged."};
+  const CHANGES = {better: "Better.", worse: "Worse.", same: "About the same.", unchanged: "Unchanged.", rounded: "Rounded already."};
 
   function tell(layer) {
     const part = data.of(layer, "after"), lines = [];
