@@ -28,7 +28,7 @@ def main() -> None:
         browser = launch(playwright)
         page = browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme="light")
         page.goto(report.path.as_uri())
-        page.wait_for_selector("html[data-ready]")
+        page.wait_for_selector("html[data-drawn]")
         page.wait_for_timeout(500)  # the small figures are drawn when the page is idle
         TARGET.parent.mkdir(exist_ok=True)
         page.screenshot(path=TARGET)

@@ -109,7 +109,7 @@ def link(path: Path, layer: str | None = None) -> str:
 
 def wait_until_ready(page: Page) -> None:
     """Until everything is in place, the figures below the fold included where a layer is shown."""
-    page.wait_for_selector("html[data-ready].all")
+    page.wait_for_selector("html[data-drawn].all")
     if page.locator("[data-test=detail]").is_visible():
         page.wait_for_selector("[data-test=figure-min-max] > *", state="attached")
 

@@ -69,8 +69,10 @@ const detail = (() => {
   }
 
   const channels = $(".channels");
-  function listChannels() {
+  async function listChannels() {
     if (!channels.open || selected < 0) return;
+    await data.loaded;
+    if (selected < 0) return;
     const layer = data.layers[selected], sets = data.channels(selected), grid = document.createElement("table");
     const names = ["min", "q25", "q50", "mean", "q75", "max", "std", "relative_range"], titles = ["min", "25 %", "50 %", "mean", "75 %", "max", "deviation", "relative range"];
     const head = grid.createTHead().insertRow();
@@ -112,7 +114,6 @@ const detail = (() => {
     tell(layer); tabulate(layer); listChannels();
     if (!quiet) history.replaceState(null, "", `#layer=${encodeURIComponent(layer.name)}`);
     if (scroll) { if (instant) root.classList.add("all"); table.row(index).scrollIntoView({block: instant ? "center" : narrow.matches ? "start" : "nearest"}); }
-    performance.mark("told");
     await figures.show(index);
   }
   function close() {

@@ -102,6 +102,7 @@ const figures = (() => {
   async function embed(index) {
     const script = document.createElement("script");                   // its hash is in the page's security policy
     script.textContent = await bokeh;
+    await data.loaded;
     document.body.append(script);
     Bokeh.logger.set_level?.("error");
     build();

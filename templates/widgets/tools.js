@@ -59,7 +59,7 @@ const tools = (() => {
       const rows = records();
       save("csv", "text/csv", [Object.keys(rows[0] ?? {}), ...rows.map(Object.values)].map((row) => row.map((value) => quote(guard(value))).join(",")).join("\r\n") + "\r\n");
     },
-    json() { save("json", "application/json", JSON.stringify(whole(), null, 1)); },
+    async json() { await data.loaded; save("json", "application/json", JSON.stringify(whole(), null, 1)); },
     markdown() {
       const shown = new Set(table.visible().map((row) => +row.dataset.i));
       const all = [...data.layers.entries()].filter(([i]) => shown.has(i)).map(([, layer]) => layer).sort((a, b) => a.rank - b.rank);
