@@ -207,8 +207,23 @@ def test_four_bits_of_onnxruntime(zeros: bool, columns: int) -> None:
     model.graph.input[0].type.tensor_type.shape.dim.add().dim_value = columns
     layer = only(model)
     assert (layer.op, layer.shape, layer.channels) == ("MatMulNBits", (5, columns), "axis 0")
+    assert adapters.read(model).skipped == ()
     assert layer.notes[0].startswith(f"uint4, dequantized with {5 * blocks} scales of 16 weights each")
     np.testing.assert_allclose(layer.weight, run(model, np.eye(columns, dtype="f4")).T, rtol=1e-6)
+
+
+def test_packed_weights_in_another_order_are_named_as_left_out() -> None:
+    random = np.random.default_rng(3)
+    given = {"w": random.integers(0, 256, (5, 4, 8)).astype("u1"), "s": weights(20), "g": np.arange(64, dtype="i4")}
+    sizes = {"K": 64, "N": 5, "bits": 4, "block_size": 16}
+    steps = (
+        node("MatMulNBits", "x w s - g", domain="com.microsoft", **sizes),
+        node("MatMul", "x v", output="other"),
+    )
+    network = adapters.read(graph(*steps, **given, v=weights(64, 3)))
+    assert [layer.op for layer in network.layers] == ["MatMul"]
+    assert [one.name for one in network.skipped] == ["w"]
+    assert "packed" in network.skipped[0].reason
 
 
 def test_integers_without_a_scale_are_in_steps_of_their_grid() -> None:

@@ -66,6 +66,8 @@ class Walk:
     used: set[Hashable] = field(default_factory=set)
     learned: set[Hashable] = field(default_factory=set)
     """Keys of integers that are parameters."""
+    locked: set[Hashable] = field(default_factory=set)
+    """Keys of integers in the place of a weight that no rule could turn into numbers."""
     not_learned: set[Hashable] = field(default_factory=set)
     """Keys of floats that are no parameters."""
     taken: dict[str, Hashable] = field(default_factory=dict)
@@ -162,6 +164,8 @@ class Walk:
         for part in parts:
             self._add(node, part)
         known = {part.value.key for part in parts}
+        if rule is not None and not any(part.value.floating for part in parts) and node.op != "Gather":
+            self.locked |= {value.key for value in inputs if value is not None and not value.floating}
         for index, value in enumerate(inputs):
             plain = index not in _NO_WEIGHTS.get(node.op, ()) + _NOT_LEARNED.get(node.op, ())
             if value is not None and plain and value.key not in known and value.key not in self.others:
@@ -253,6 +257,9 @@ class Walk:
                 self.skipped[name] = Skipped(name, f"is of type {value.tensor.type}, which qvis does not read")
             return None
         if not value.floating:
+            if node is not None and value.key in self.locked:
+                reason = f"holds {value.tensor.type} numbers of {node.op}, packed or of a grid that is not certain"
+                self.skipped[name] = Skipped(name, reason)
             return None
         if node is not None and node.op == "Expand" and not value.read().any():
             return None  # the state that a recurrent layer begins with
