@@ -66,9 +66,7 @@ class LayerChange:
         """
         if self.before.digest == self.after.digest:
             return 0.0
-        if self.before.rounded != self.after.rounded:
-            return float("nan")
-        if Severity.UNUSABLE in (self.before.severity, self.after.severity):
+        if self._unusable or self.before.rounded != self.after.rounded:
             return float("nan")
         before, after = (decibels(1.0, layer.noise_share) for layer in (self.before, self.after))
         return 0.0 if before == after else after - before
@@ -81,15 +79,18 @@ class LayerChange:
         """
         if self.before.digest == self.after.digest:
             return "unchanged"
-        unusable = Severity.UNUSABLE in (self.before.severity, self.after.severity)
-        if self.before.rounded != self.after.rounded and not unusable:
-            return "rounded"
-        if np.isnan(self.gain_db):
+        if self._unusable:
             difference = self.before.severity.rank - self.after.severity.rank
             return "better" if difference > 0 else "worse" if difference < 0 else "same"
+        if self.before.rounded != self.after.rounded:
+            return "rounded"
         if abs(self.gain_db) < NOTICEABLE_DB:
             return "same"
         return "better" if self.gain_db > 0 else "worse"
+
+    @property
+    def _unusable(self) -> bool:
+        return Severity.UNUSABLE in (self.before.severity, self.after.severity)
 
     @property
     def text(self) -> str:
@@ -103,7 +104,7 @@ class LayerChange:
                 f"The weights lie on a grid already {when}, and do not show what rounding them has cost."
                 f" {other}, a quarter of the channels lose {percent(share)} or more on one grid for the tensor."
             )
-        if np.isnan(self.gain_db):
+        if self._unusable:
             return f"{str(self.before.severity).capitalize()} before, {self.after.severity} after."
         gain = f" ({self.gain_db:+.1f} dB)" if np.isfinite(self.gain_db) else ""
         return (

@@ -182,9 +182,9 @@ def _details(analysis: Analysis) -> list[str]:
     if worst is not None and worst.noise_share > 0:
         kept = decibels(1.0, worst.noise_share)
         details.append(
-            f"In the noisiest {'' if len(usable) == len(analysis.layers) else 'usable '}layer, {visible(worst.name)}, a"
-            f" quarter of the channels lose"
-            f" {percent(worst.noise_share)} or more of their power to rounding ({kept:.1f} dB)."
+            f"In the noisiest {'' if len(usable) == len(analysis.layers) else 'usable '}layer, {visible(worst.name)},"
+            f" a quarter of the channels lose {percent(worst.noise_share)} or more of their power to rounding"
+            f" ({kept:.1f} dB)."
         )
         fixed = [x for x in analysis.layers if x.severity in (Severity.PROBLEM, Severity.WATCH)]
         if fixed:

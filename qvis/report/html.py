@@ -41,9 +41,9 @@ def render_html(document: Document) -> str:
     """The page for a document of any kind; the same bytes for the same document."""
     changes = document["kind"] == "changes_after_optimization"
     series = ("before", "after") if changes else (None,)
-    payload, channels = pack_channels(document["layers"], series)
+    points, channels = pack_channels(document["layers"], series)
     summary = json.dumps(
-        {"document": jsonable(document, statistics=False), "columns": COLUMNS, "bins": BINS, "points": payload},
+        {"document": jsonable(document, statistics=False), "columns": COLUMNS, "bins": BINS, "points": points},
         ensure_ascii=False,
         separators=(",", ":"),
     )
