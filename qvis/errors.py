@@ -22,6 +22,14 @@ class OutputError(QvisError, OSError):
     """A report cannot be written where it was asked for."""
 
 
+class NoGraphError(QvisError, ValueError):
+    """How data flows through the model cannot be found; the message says why, after the words "no graph: "."""
+
+
+class NotRunnableError(QvisError, TypeError):
+    """The model can be read, but not run: the message says why, and what to give instead."""
+
+
 class BadArgumentError(QvisError, ValueError):
     """An argument has a value outside what it may have."""
 

@@ -6,7 +6,7 @@ into a :class:`LayerAnalysis`; a report reads the :class:`Analysis`. All records
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from functools import cached_property
@@ -49,6 +49,12 @@ class Layer:
     """What a reader must know about the numbers, such as that they were dequantized."""
     along: Callable[[int], Layer] | None = field(default=None, repr=False, compare=False)
     """Gives the same tensor with its output channels along another axis; None where the model says which axis it is."""
+    bias: Callable[[], FloatArray] | None = field(default=None, repr=False, compare=False)
+    """Returns what the layer adds to its output channels, (channels,); None for a layer without, or of unknown, bias."""
+    stored: Layer | None = field(default=None, repr=False, compare=False)
+    """The layer as the model holds it, where :attr:`weight` has normalizations folded in."""
+    norms: tuple[str, ...] = ()
+    """The normalizations that are folded into :attr:`weight`."""
 
     @property
     def weight(self) -> FloatArray:
@@ -65,6 +71,107 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class Norm:
+    """A normalization by fixed numbers, ``(x - mean) / sqrt(variance + epsilon) * scale + shift`` for each channel."""
+
+    name: str
+    mean: FloatArray
+    variance: FloatArray
+    scale: FloatArray
+    shift: FloatArray
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation of a model's graph."""
+
+    name: str
+    """Unique in the graph: the module's or layer's name where there is one, with ``@2`` from its second call on."""
+    op: str
+    """A word of :data:`OPS`, else what the framework calls it, such as ``aten.cumsum``."""
+    inputs: tuple[str, ...] = ()
+    """The nodes whose results it takes, in order. Constants and parameters are no nodes."""
+    layer: str = ""
+    """The layer whose weight it applies, for ``conv``, ``conv_transpose``, ``linear``, ``matmul``, ``embedding``."""
+    shape: tuple[int, ...] = ()
+    """The shape of its result for the example inputs; empty where it is not known."""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    """See :data:`OPS`."""
+    original: str = ""
+    """What it is called in the model's own graph, where other tools look for it: the name of an ONNX node."""
+
+
+OPS = {
+    "input": "a tensor that is given to the model",
+    "output": "a result of the model; has no result of its own",
+    "conv": "attributes: groups, padding (any not zero), channel_axis of its result",
+    "conv_transpose": "attributes: groups, channel_axis",
+    "linear": "a matrix times the last axis; attributes: channel_axis",
+    "embedding": "rows of a table",
+    "matmul": "of two results, no weight",
+    "batch_norm": "by fixed numbers: Graph.norms[name]; attributes: channel_axis",
+    "layer_norm": "attributes: axes (of its result), scale and shift (whether it has them)",
+    "rms_norm": "the same",
+    "group_norm": "also instance normalization",
+    "relu": "",
+    "leaky_relu": "attributes: slope",
+    "prelu": "attributes: slopes (an array)",
+    "clip": "attributes: low, high (None: unbounded); relu6, hardtanh",
+    **dict.fromkeys(("gelu", "silu", "sigmoid", "tanh", "softmax", "hardswish", "hardsigmoid", "elu"), ""),
+    "add": "of two results or of one and a constant; attributes: constant (whether one is)",
+    **dict.fromkeys(("sub", "mul", "div"), "the same"),
+    "concat": "attributes: axis",
+    "split": "all kinds of taking a part; attributes: axis (None: unknown)",
+    "max_pool": "",
+    "avg_pool": "also global, and mean over axes that are not the channels",
+    "pad": "attributes: value",
+    "resize": "upsampling",
+    "flatten": "attributes: start (the first axis that is merged)",
+    "reshape": "",
+    "transpose": "attributes: axes (the order)",
+    "identity": "hands on what it takes: also casts and copies",
+    "dropout": "",
+    "attention": "scaled dot product: query, key, value, and maybe a mask",
+}
+"""The words for operations that all adapters share, with the attributes that such a node has."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """How data flows through a model, in an order in which every node follows those it takes from."""
+
+    nodes: tuple[Node, ...]
+    norms: Mapping[str, Norm] = field(default_factory=dict)
+    """The numbers of each ``batch_norm``, by the name of its module (that of the node without ``@2``)."""
+    source: str = ""
+    """What it was found with, such as ``torch.export``."""
+
+    @cached_property
+    def by_name(self) -> dict[str, Node]:
+        """Each node by its name."""
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def users(self) -> dict[str, tuple[Node, ...]]:
+        """The nodes that take each node's result; one that takes it twice is there twice."""
+        found: dict[str, list[Node]] = {node.name: [] for node in self.nodes}
+        for node in self.nodes:
+            for name in node.inputs:
+                found[name].append(node)
+        return {name: tuple(users) for name, users in found.items()}
+
+    @cached_property
+    def calls(self) -> dict[str, tuple[Node, ...]]:
+        """The nodes that apply each layer's weight."""
+        found: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            if node.layer:
+                found.setdefault(node.layer, []).append(node)
+        return {name: tuple(nodes) for name, nodes in found.items()}
+
+
+@dataclass(frozen=True)
 class Network:
     """A model as qvis sees it: its layers in the model's own order, and what was left out."""
 
@@ -75,6 +182,9 @@ class Network:
     skipped: tuple[Skipped, ...] = ()
     parameters: int = 0
     """All trainable numbers of the model, tied ones once."""
+    graph: Graph | None = field(default=None, repr=False, compare=False)
+    no_graph: str = ""
+    """Why there is no graph."""
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,14 @@ class Adapter(Protocol):
         """The model's layers. Never changes the model."""
         ...
 
+    # Optional; an adapter without them reads weights only.
+    #
+    # def graph(model, example: Batch | None) -> Graph
+    #     How data flows through the model; raises NoGraphError. ``example`` is a batch it can be run on, if there is one.
+    #
+    # def runner(model, network: Network, loss: object = None) -> Runner
+    #     The model made ready to be run; raises NotRunnableError. ``loss`` takes the place of the outputs.
+
 
 def read(
     model: object,
