@@ -6,7 +6,7 @@ a framework. All numbers that pass through it are NumPy arrays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -116,3 +116,16 @@ class Runner(Protocol):
     def differentiate(self, batch: Batch, probe: Probe) -> Iterable[Gradient]:
         """The derivative of ``sum(probe(outputs) * outputs)`` for each layer of :attr:`layers`."""
         ...
+
+
+class Track(Protocol):
+    """Yields the items it is given, and shows how far their consumer has come."""
+
+    def __call__(self, items: Sequence[Any], what: str, /) -> Iterator[Any]:
+        """``what`` is done with each of them, such as ``Calibrating``."""
+        ...
+
+
+def silently(items: Sequence[Any], what: str, /) -> Iterator[Any]:  # noqa: ARG001
+    """A :class:`Track` that shows nothing."""
+    return iter(items)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,6 +25,13 @@ def listed(channels: IntArray, most: int = 4) -> str:
     names = ", ".join(str(int(i)) for i in channels[:most])
     more = f" and {channels.size - most} more" if channels.size > most else ""
     return f"channel{'' if channels.size == 1 else 's'} {names}{more}"
+
+
+def listed_names(names: Sequence[str], most: int = 4) -> str:
+    """``conv``, ``conv, relu``, ``a, b, c, d and 12 more``; each once."""
+    once = list(dict.fromkeys(names))
+    more = f" and {len(once) - most} more" if len(once) > most else ""
+    return f"{', '.join(once[:most])}{more}"
 
 
 def percent(share: float) -> str:

@@ -1,0 +1,279 @@
+"""Runs a model over its samples and gathers what its sensitivity is told from.
+
+Three steps, each over the same samples: *calibrate* runs the model and notes what enters each layer; *differentiate*
+makes backward passes for the noise model (:mod:`qvis.noise`); *measure* rounds for real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import nan
+from typing import NamedTuple
+
+import numpy as np
+
+from qvis.errors import BadArgumentError
+from qvis.layers import FloatArray, Network, decibels
+from qvis.noise import (
+    CACHE_BYTES,
+    Estimate,
+    Histogram,
+    WeightGrid,
+    WeightNoise,
+    combine,
+    evenly,
+    round_input,
+    round_weight,
+    span,
+)
+from qvis.running import Batch, Gradient, Grid, Passage, Runner, Track
+
+SETTLED = 0.99
+"""The ranking has settled when two halves of the passes agree as well as that."""
+LEAST_PASSES = 16
+
+
+class Change(NamedTuple):
+    """What is rounded in one measurement."""
+
+    weights: Mapping[str, WeightGrid] = {}
+    """The grids of weights, by layer."""
+    inputs: Mapping[str, Grid] = {}
+    """The grids of what enters layers."""
+
+
+class Outcome(NamedTuple):
+    """How the backward passes went."""
+
+    passes: int = 0
+    settled: bool = False
+    """Whether some were saved."""
+    agreement: float = nan
+    """How well two halves of them rank the layers alike (Spearman), stepped up to the whole (Spearman and Brown)."""
+
+
+@dataclass
+class Entering:
+    """What enters a layer, gathered over its calls and all samples. Arrays are of one value for each channel."""
+
+    low: FloatArray
+    high: FloatArray
+    total: FloatArray
+    importance: FloatArray
+    """The sum of squared derivatives."""
+    count: int = 0
+    histogram: Histogram = field(default_factory=lambda: Histogram(0.0, 0.0))
+    grids: tuple[Grid, ...] = ()
+    bin_errors: tuple[FloatArray, ...] = ()
+    diagonal: list[FloatArray] = field(default_factory=list)
+    """Of each pass, the damage of each grid as if errors had nothing to do with each other."""
+    projected: list[FloatArray] = field(default_factory=list)
+    """Of each pass, the squared change of the output along the errors."""
+
+    @classmethod
+    def of(cls, channels: int) -> Entering:
+        """Nothing seen yet."""
+        ends = (np.full(channels, np.inf), np.full(channels, -np.inf))
+        return cls(*ends, np.zeros(channels), np.zeros(channels))
+
+    def see(self, rows: FloatArray) -> None:
+        """Take in values, (values, channels)."""
+        if rows.size:
+            self.low = np.fmin(self.low, rows.min(axis=0))
+            self.high = np.fmax(self.high, rows.max(axis=0))
+            self.total += rows.sum(axis=0, dtype=np.float64)
+            self.count += rows.shape[0]
+
+    def settle(self, bits: Sequence[int]) -> None:
+        """Choose the grids, now that the range is known."""
+        ends = [float(one) for one in (self.low.min(initial=0), self.high.max(initial=0)) if np.isfinite(one)]
+        low, high = min(ends, default=0.0), max(ends, default=0.0)
+        self.histogram = Histogram(low, high)
+        self.grids = tuple(span(low, high, width) for width in bits)
+        self.bin_errors = tuple(self.histogram.errors(grid) for grid in self.grids)
+
+    def differentiate(self, gradient: Gradient) -> None:
+        """Take in one pass."""
+        before, along = self.histogram.importance.copy(), np.zeros(len(self.grids))
+        for values, derivative in gradient.inputs:
+            if values.shape[gradient.axis] != self.low.size:
+                continue
+            square = np.square(by_channel(derivative, gradient.axis), dtype=np.float64)
+            self.importance += np.nan_to_num(square).sum(axis=0)
+            part, weight = evenly(values)
+            self.histogram.add(values.reshape(-1)[part], derivative.reshape(-1)[part], weight)
+            along += [np.vdot(round_input(values, grid) - values, derivative) for grid in self.grids]
+        added = self.histogram.importance - before
+        self.diagonal.append(np.array([added @ errors for errors in self.bin_errors]))
+        self.projected.append(np.square(np.nan_to_num(along)))
+
+
+def by_channel(values: FloatArray, axis: int) -> FloatArray:
+    """``(values, channels)``"""
+    rows: FloatArray = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
+    return rows
+
+
+class Study:
+    """A model, the samples to run it on, and what is known so far."""
+
+    def __init__(
+        self, network: Network, runner: Runner, batches: Sequence[Batch], grids: Sequence[WeightGrid], track: Track
+    ) -> None:
+        served = set(runner.layers)
+        self.runner = runner
+        self.batches = batches
+        self.grids = tuple(grids)
+        self.bits = tuple(dict.fromkeys(grid.bits for grid in grids))
+        self.track = track
+        self.layers = [layer for layer in network.layers if layer.name in served]
+        self.weights = {layer.name: np.ascontiguousarray(layer.weight) for layer in self.layers}
+        self.samples = sum(batch.size for batch in batches)
+        self.power: FloatArray = np.zeros(0)
+        """The mean power of each output for one sample."""
+        self.entering: dict[str, Entering] = {}
+        self.operations: dict[str, int] = {}
+        """Multiplications of each layer for one sample."""
+        self.noise: dict[str, WeightNoise] = {}
+        self.differentiated = 0
+        """Samples in all backward passes, counted each time."""
+        self._local: dict[tuple[str, str], FloatArray] = {}
+
+    # -- calibrate ----------------------------------------------------------------------------------------------------
+
+    def calibrate(self) -> None:
+        """Run all samples for the power of the outputs, what enters the layers, and the noise in what leaves them."""
+        powers: list[list[float]] = []
+        for batch in self.track(self.batches, "Calibrating"):
+            outputs = self.runner.run(batch, watch=lambda passage, batch=batch: self._see(passage, batch))  # type: ignore[misc]
+            powers.append([power(one) for one in outputs])
+        if not powers or not any(any(one) for one in powers):
+            raise BadArgumentError("model: its outputs hold no real number other than zero, so that no noise shows")
+        self.power = np.sum(powers, axis=0) / self.samples
+        if not np.isfinite(self.power).all():
+            raise BadArgumentError("inputs: the model answers them with NaN or infinite numbers; give inputs it can take")
+        for granularity in dict.fromkeys(grid.granularity for grid in self.grids):
+            # what rounding does to the layers' own outputs varies little between samples: one batch is enough
+            grid = WeightGrid(self.bits[0], granularity)
+            others = {name: round_weight(weight, grid) for name, weight in self.weights.items()}
+            self.runner.run(self.batches[0], watch=lambda p, g=granularity: self._compare(p, g), others=others)  # type: ignore[misc]
+        for known in self.entering.values():
+            known.settle(self.bits)
+
+    def _see(self, passage: Passage, batch: Batch) -> None:
+        if batch is self.batches[0]:
+            channels, elements = self.weights[passage.layer].shape
+            table = not passage.inputs.size  # an embedding multiplies nothing
+            operations = 0 if table else int(passage.outputs.size / batch.size * elements)
+            self.operations[passage.layer] = self.operations.get(passage.layer, 0) + operations
+        if passage.inputs.size:
+            rows = by_channel(passage.inputs, passage.axis)
+            known = self.entering.setdefault(passage.layer, Entering.of(rows.shape[1]))
+            if known.low.size == rows.shape[1]:
+                known.see(rows)
+
+    def _compare(self, passage: Passage, granularity: str) -> None:
+        if passage.changed is not None:
+            noise = power(passage.changed.astype(np.float64) - passage.outputs)
+            sums = self._local.setdefault((passage.layer, granularity), np.zeros(2))
+            sums += (power(passage.outputs), noise)
+
+    def output_sqnr(self, name: str) -> dict[str, float]:
+        """The dB that a layer's own output keeps when its weights are rounded to the first width, by granularity."""
+        return {one: decibels(*map(float, sums)) for (layer, one), sums in self._local.items() if layer == name}
+
+    # -- differentiate ------------------------------------------------------------------------------------------------
+
+    def differentiate(self, passes: Sequence[Batch], seed: int = 0) -> Outcome:
+        """Make backward passes until the ranking of the layers has settled, or all are made."""
+        total = sum(weight.size for weight in self.weights.values())
+        keep = 4 * total * len(self.grids) <= CACHE_BYTES
+        self.noise = {name: WeightNoise(weight, self.grids, keep) for name, weight in self.weights.items()}
+        generator = np.random.default_rng(seed)
+        used = self.power > 0
+        factors = np.where(used, 1 / np.sqrt(np.where(used, self.power, 1) * np.count_nonzero(used)), 0)
+
+        def probe(outputs: Sequence[FloatArray]) -> list[FloatArray]:
+            return [
+                (generator.standard_normal(one.shape) * factor).astype(np.float32)
+                for one, factor in zip(outputs, factors, strict=True)
+            ]
+
+        least = min(LEAST_PASSES, len(passes))
+        done, agreement, before = 0, nan, nan
+        for batch in self.track(passes, "Differentiating"):
+            for gradient in self.runner.differentiate(batch, probe):
+                self.noise[gradient.layer].add(gradient.weight, batch.size)
+                known = self.entering.get(gradient.layer)
+                if known is not None:
+                    known.differentiate(gradient)
+            done += 1
+            self.differentiated += batch.size
+            if done >= least and done % 4 == 0:
+                before, agreement = agreement, self._agreement()
+                if min(before, agreement) >= SETTLED:
+                    break
+        return Outcome(done, done < len(passes), agreement)
+
+    def predict_weights(self) -> Estimate:
+        """Damage of each layer (in the order of :attr:`layers`) on each grid."""
+        return combine(*self._estimates())
+
+    def predict_inputs(self) -> tuple[list[str], Estimate]:
+        """The layers whose inputs were seen, and the damage of rounding them, (layers, bits)."""
+        names = [name for name, known in self.entering.items() if known.diagonal]
+        per_pass = self.differentiated / max(1, len(self.entering[names[0]].diagonal)) if names else 1.0
+        tables = [
+            np.stack([np.stack(getattr(self.entering[name], kind)) for name in names]) / per_pass
+            for kind in ("diagonal", "projected")
+            if names
+        ]
+        return names, combine(*tables) if names else Estimate(np.zeros((0, 0)), np.zeros((0, 0)))
+
+    def _estimates(self) -> tuple[FloatArray, FloatArray]:
+        found = [noise.estimates() for noise in self.noise.values()]
+        return np.stack([diagonal for diagonal, _ in found]), np.stack([projected for _, projected in found])
+
+    def _agreement(self) -> float:
+        diagonal, projected = self._estimates()
+        if len(diagonal) < 3:
+            return 1.0
+        first, second = (combine(diagonal[:, i::2], projected[:, i::2]).damage for i in (0, 1))
+        r = float(np.mean([rank_correlation(first[:, i], second[:, i]) for i in range(len(self.grids))]))
+        return 2 * r / (1 + r) if r > 0 else 0.0
+
+    # -- measure ------------------------------------------------------------------------------------------------------
+
+    def measure(self, changes: Sequence[Change]) -> list[float]:
+        """The damage of each change, by making it."""
+        noise, used, exact = np.zeros(len(changes)), self.power > 0, list[FloatArray]()
+        steps = [(batch, change) for batch in self.batches for change in range(-1, len(changes))]
+        for batch, index in self.track(steps, "Measuring"):
+            if index < 0:
+                exact = self.runner.run(batch)
+                continue
+            weights = {name: round_weight(self.weights[name], grid) for name, grid in changes[index].weights.items()}
+            outputs = self.runner.run(batch, weights=weights, grids=changes[index].inputs)
+            moved = np.array([power(a.astype(np.float64) - b) for a, b in zip(outputs, exact, strict=True)])
+            noise[index] += float((moved[used] / self.power[used]).mean())
+        return [float(one) for one in noise / self.samples]
+
+
+def power(values: FloatArray) -> float:
+    """The sum of squares."""
+    return float(np.square(values, dtype=np.float64).sum())
+
+
+def rank_correlation(a: FloatArray, b: FloatArray) -> float:
+    """Spearman's rank correlation; ties share their mean rank. 1 where either is constant."""
+    deviations = [ranks - ranks.mean() for ranks in map(_ranks, (a, b))]
+    scale = float(np.sqrt(np.square(deviations[0]).sum() * np.square(deviations[1]).sum()))
+    return float(deviations[0] @ deviations[1]) / scale if scale else 1.0
+
+
+def _ranks(values: FloatArray) -> FloatArray:
+    _, index, count = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(count)
+    ranks: FloatArray = ((last - count + last - 1) / 2)[index]
+    return ranks

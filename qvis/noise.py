@@ -1,0 +1,228 @@
+r"""The noise model: what rounding a layer's weights or inputs brings to a model's output, from a few backward passes.
+
+Rounding moves the weights of a layer by some :math:`\Delta w`. To first order the outputs :math:`f` then move by
+:math:`J \Delta w`, and with random numbers :math:`v \sim N(0, I)` and :math:`g = \partial (v \cdot f) / \partial w` it
+is :math:`E\,(g \cdot \Delta w)^2 = \lVert J \Delta w \rVert^2`. Two estimates of this come from the same gradients:
+
+*diagonal*
+    :math:`\sum_w E\,g_w^2\,\Delta w^2`, as if the errors of different weights had nothing to do with each other. It
+    varies little from pass to pass. The score is that of FIT (Zandonati et al., arXiv 2210.08502, section 3), and of
+    the empirical Fisher information in general.
+*projected*
+    :math:`E\,(g \cdot \Delta w)^2` itself, which knows how the errors of this very rounding add up or cancel, but
+    needs many passes to be exact.
+
+The damage that is reported lies between them, by how far each can be trusted: see :func:`combine`.
+
+The gradient of a whole batch serves as well as that of a sample. With independent numbers for each sample the mixed
+terms have mean zero, so that its square has the mean of the sum over samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from qvis.layers import FloatArray
+from qvis.running import Grid
+
+BINS = 2048
+"""Of the histograms of what enters a layer: eight for each step of an 8-bit grid."""
+INSIDE = 4
+"""Points in each bin at which the rounding error is taken."""
+SAMPLED = 200_000
+"""So many numbers of what enters a layer are looked at in one pass, evenly spaced."""
+CACHE_BYTES = 2**29
+"""Rounding errors are kept from pass to pass up to this size, and computed anew beyond it."""
+
+
+class WeightGrid(NamedTuple):
+    """A symmetric signed grid for the weights of a layer."""
+
+    bits: int
+    granularity: str
+    """``tensor`` or ``channel``: what shares a step."""
+
+
+def round_weight(weight: FloatArray, grid: WeightGrid) -> FloatArray:
+    """``weight (channels, elements)`` rounded to nearest on a grid whose step is max|w| / (2^(bits-1) - 1).
+
+    The maximum is over the tensor or over each channel (Krishnamoorthi, arXiv 1806.08342, section 2.1, narrow range).
+    Weights that are not finite stay as they are.
+    """
+    size = np.abs(np.where(np.isfinite(weight), weight, 0))
+    largest = size.max(axis=1, keepdims=True, initial=0) if grid.granularity == "channel" else size.max(initial=0)
+    step = np.asarray(largest / (2 ** (grid.bits - 1) - 1), dtype=weight.dtype)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rounded = np.rint(weight / step) * step
+    result: FloatArray = np.where((step > 0) & np.isfinite(rounded), rounded, weight)
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights
+
+
+@dataclass
+class WeightNoise:
+    """What the passes tell of one layer's weights."""
+
+    weight: FloatArray
+    """(channels, elements)"""
+    grids: Sequence[WeightGrid]
+    keep: bool = True
+    """Whether rounding errors are kept from pass to pass."""
+    importance: list[FloatArray] = field(default_factory=list)
+    """Of each pass, the sum of squared derivatives, (channels,)."""
+    projected: list[FloatArray] = field(default_factory=list)
+    """Of each pass, the squared derivative along each grid's rounding error, (grids,)."""
+    samples: list[int] = field(default_factory=list)
+    """Of each pass, its samples."""
+    _errors: FloatArray | None = None
+
+    def add(self, gradient: FloatArray, samples: int) -> None:
+        """Take in the gradient (channels, elements) of one pass."""
+        gradient = np.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+        self.importance.append(np.einsum("ij,ij->i", gradient, gradient, dtype=np.float64))
+        errors = self.errors()
+        along = errors.reshape(len(self.grids), -1) @ gradient.reshape(-1)
+        self.projected.append(np.square(along, dtype=np.float64))
+        self.samples.append(samples)
+
+    def errors(self) -> FloatArray:
+        """The rounding errors, (grids, channels, elements)."""
+        if self._errors is not None:
+            return self._errors
+        errors = np.stack([round_weight(self.weight, grid) - self.weight for grid in self.grids])
+        errors = np.nan_to_num(errors.astype(np.float32, copy=False), nan=0.0, posinf=0.0, neginf=0.0)
+        if self.keep:
+            self._errors = errors
+        return errors
+
+    def by_channel(self) -> FloatArray:
+        """The mean over samples of the sum of squared derivatives, (channels,)."""
+        mean: FloatArray = np.sum(self.importance, axis=0) / max(1, sum(self.samples))
+        return mean
+
+    def estimates(self) -> tuple[FloatArray, FloatArray]:
+        """The diagonal and the projected estimate of each pass for one sample, both (passes, grids)."""
+        mean_square = np.square(self.errors(), dtype=np.float64).mean(axis=2)  # (grids, channels)
+        samples = np.asarray(self.samples, dtype=np.float64)[:, None]
+        return np.stack(self.importance) @ mean_square.T / samples, np.stack(self.projected) / samples
+
+
+class Estimate(NamedTuple):
+    """Damage of some layers (first axis) on some grids (second), and how sure it is."""
+
+    damage: FloatArray
+    spread: FloatArray
+    """Standard error of log(damage): 0.1 is about 10 %."""
+
+
+def combine(diagonal: FloatArray, projected: FloatArray) -> Estimate:
+    """Weigh the two estimates of each layer against each other.
+
+    Both are (layers, passes, grids). The projected estimate is right in the mean but varies; the diagonal one is
+    steady but off by what the errors of single weights have to do with each other. How far off is learned from all
+    layers together, grid by grid: the mean square of log(projected / diagonal), less what the variation of the
+    passes explains. The logarithms are then averaged with the inverse of these variances as weights, as in
+    empirical Bayes estimation (Efron and Morris, JASA 70:311, 1975).
+
+    Returns
+    -------
+    Estimate
+        Arrays (layers, grids).
+    """
+    passes = diagonal.shape[1]
+    steady, varying = diagonal.mean(axis=1), projected.mean(axis=1)
+    usable = (steady > 0) & (varying > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        error_steady = _relative_variance(diagonal, steady)
+        error_varying = np.maximum(_relative_variance(projected, varying), 1 / passes)
+        ratio = np.where(usable, np.log(varying / steady), 0.0)
+        layers = np.maximum(usable.sum(axis=0), 1)
+        off = (np.where(usable, ratio**2 - error_varying - error_steady, 0.0)).sum(axis=0) / layers
+        off = np.maximum(off, 0.05)  # never taken for exact
+        trust = off / (off + error_varying)
+        damage = np.where(usable, steady * np.exp(trust * ratio), steady)
+        spread = np.sqrt((1 - trust) ** 2 * (off + error_steady) + trust**2 * error_varying)
+    return Estimate(damage, np.where(usable, spread, np.where(steady > 0, np.inf, 0.0)))
+
+
+def _relative_variance(passes: FloatArray, mean: FloatArray) -> FloatArray:
+    """The variance of the logarithm of a mean over passes (axis 1)."""
+    count = passes.shape[1]
+    if count < 2:
+        return np.full(mean.shape, 2.0)  # of the square of one normal number
+    variance: FloatArray = passes.var(axis=1, ddof=1) / count
+    return np.where(mean > 0, variance / np.where(mean > 0, mean, 1) ** 2, 0.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What enters a layer
+
+
+@dataclass
+class Histogram:
+    """How often values occur in what enters a layer, and how much an error in them matters.
+
+    Zeros, of which a rectifier leaves many, are counted apart: every grid holds them exactly.
+    """
+
+    low: float
+    high: float
+    counts: FloatArray = field(default_factory=lambda: np.zeros(BINS))
+    importance: FloatArray = field(default_factory=lambda: np.zeros(BINS))
+    """The sum of squared derivatives by the values in each bin."""
+    zeros: float = 0.0
+
+    def add(self, values: FloatArray, gradient: FloatArray | None, scale: float = 1.0) -> None:
+        """Take in values, with the derivative by each; ``scale`` is how many each of them stands for."""
+        values = values.reshape(-1)
+        used = (values != 0) & np.isfinite(values)
+        self.zeros += scale * float(values.size - np.count_nonzero(values))
+        values = values[used]
+        width = (self.high - self.low) or 1.0
+        bins = np.clip((values - self.low) * (BINS / width), 0, BINS - 1).astype(np.intp)
+        self.counts += scale * np.bincount(bins, minlength=BINS)
+        if gradient is not None:
+            square = np.square(gradient.reshape(-1)[used], dtype=np.float64)
+            self.importance += scale * np.bincount(bins, weights=np.nan_to_num(square), minlength=BINS)
+
+    @property
+    def edges(self) -> FloatArray:
+        """(bins + 1,)"""
+        return np.linspace(self.low, self.high, BINS + 1)
+
+    def errors(self, grid: Grid) -> FloatArray:
+        """The mean square error of rounding the values in each bin, (bins,)."""
+        inside = (np.arange(INSIDE) + 0.5) / INSIDE
+        values = self.edges[:-1, None] + inside * (self.high - self.low) / BINS
+        errors: FloatArray = np.square(values - round_input(values, grid)).mean(axis=1)
+        return errors
+
+
+def evenly(values: FloatArray, most: int = SAMPLED) -> tuple[slice, float]:
+    """Which of the flattened values to look at, and how many each of them stands for."""
+    # an odd stride, since sizes of images and channels are even: it must not hit the same channel each time
+    stride = max(1, -(-values.size // most)) | 1
+    return slice(None, None, stride), values.size / len(range(0, values.size, stride)) if values.size else 1.0
+
+
+def span(low: float, high: float, bits: int) -> Grid:
+    """The asymmetric grid from ``low`` to ``high``, stretched so that it holds zero exactly (arXiv 1712.05877, 2.1)."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    step = (high - low) / (2**bits - 1)
+    return Grid(bits, step or 1.0, int(np.rint(-low / step)) if step else 0)
+
+
+def round_input(values: FloatArray, grid: Grid) -> FloatArray:
+    """Values rounded to the points of a grid, those beyond its ends to the end."""
+    step = values.dtype.type(grid.step)
+    codes = np.rint(values / step)
+    np.clip(codes, -grid.zero, 2**grid.bits - 1 - grid.zero, out=codes)
+    codes *= step
+    return codes
