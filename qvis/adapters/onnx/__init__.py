@@ -80,8 +80,8 @@ def runner(model: Any, network: Network, loss: Callable[..., Any] | str | None =
     return OnnxRunner(model, network, loss)
 
 
-def graph(model: Any, example: Batch | None = None) -> Graph:  # noqa: ARG001
-    """How data flows through the model; it need not be run for that.
+def graph(model: Any, example: Batch | None = None) -> Graph:
+    """How data flows through the model; ``example`` gives sizes that the model leaves open, and is not run.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def graph(model: Any, example: Batch | None = None) -> Graph:  # noqa: ARG001
     """
     from qvis.adapters.onnx.flow import graph_of
 
-    return graph_of(model)
+    return graph_of(model, example)
 
 
 def _read_file(path: Path) -> Network:

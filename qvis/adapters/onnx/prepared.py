@@ -74,7 +74,7 @@ class Held:
             )
         if self.index is None and matrix.size == tensor.size:
             return np.ascontiguousarray(matrix.reshape(tensor.shape), dtype=tensor.dtype)
-        written = tensor.copy()
+        written: Array = tensor.copy()
         flat = written.reshape(-1)
         flat[slice(matrix.size) if self.index is None else self.index] = (
             matrix.reshape(-1) if self.index is None else matrix
@@ -105,6 +105,8 @@ class Prepared:
     obstacles: dict[str, str] = field(default_factory=dict)
     """Why the weight of a layer cannot be replaced."""
     uses: list[Use] = field(default_factory=list)
+    own_nodes: set[str] = field(default_factory=set)
+    """The names of the nodes that the model had itself, outside of functions."""
 
     @cached_property
     def nodes(self) -> dict[str, Any]:
@@ -182,12 +184,13 @@ def prepare(model: Any, refuse: Callable[[str], QvisError]) -> Prepared:
     except ImportError:
         raise refuse("model: the package onnx is not installed; run: pip install 'qvis[onnx]'") from None
     proto = _copy(model, refuse)
+    own = {node.name for node in proto.graph.node if node.name}
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
     _lift_constants(proto.graph)
     walk = _Places(_Numbering(proto))
     walk.graph(walk.place.skeleton)
-    prepared = Prepared(proto, uses=walk.uses)
+    prepared = Prepared(proto, uses=walk.uses, own_nodes=own)
     for (key, _), layer in walk.layers.items():
         reason = _obstacle(key, layer, prepared)
         if reason:

@@ -14,6 +14,7 @@ import numpy as np
 
 from qvis.adapters.encodings import Array
 from qvis.adapters.onnx import losses
+from qvis.adapters.onnx.inputs import split
 from qvis.adapters.onnx.prepared import Prepared, Use, prepare
 from qvis.adapters.onnx.sessions import Alone, compute, edit, grid_feeds, own_norms, session
 from qvis.errors import BadArgumentError, NotRunnableError, QvisError, suggest
@@ -22,10 +23,7 @@ from qvis.running import Batch, Gradient, Grid, Passage, Probe
 from qvis.words import listed_names
 
 _REAL = ("tensor(float)", "tensor(float16)", "tensor(double)")
-_TYPES: dict[str, Any] = {
-    "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
-    **{f"tensor({name})": np.dtype(name).type for name in ("int8", "int16", "int32", "int64", "uint8", "bool")},
-}  # fmt: skip
+_DTYPES = {1: np.float32, 10: np.float16, 11: np.float64}
 AGREEMENT = 1e-3
 """How far PyTorch's outputs may be from onnxruntime's, as a share of the largest."""
 
@@ -35,7 +33,7 @@ class OnnxRunner:
 
     def __init__(self, model: Any, network: Network, loss: Callable[..., Any] | str | None = None) -> None:
         self._prepared = prepare(model, NotRunnableError)
-        self._norm_names = own_norms(self._prepared)
+        self._own_norms = own_norms(self._prepared)
         self._loss = None if loss is None else losses.Loss(loss)
         self._layers = {one.name: one for one in network.layers}
         self.layers = tuple(name for name in self._layers if name in self._prepared.layers)
@@ -115,25 +113,19 @@ class OnnxRunner:
         return tensors[name] if name in tensors else self._prepared.read(name)
 
     def _norm_feeds(self, norms: Mapping[str, Norm]) -> dict[str, Array]:
-        from qvis.adapters.onnx.flow import norm_names
-
         feeds: dict[str, Array] = {}
-        results = {name: result for result, name in norm_names(self._prepared).items()}
         for name, norm in norms.items():
-            names = self._norm_names.get(results.get(name, ""))
-            if names is None:
+            if name not in self._own_norms:
                 raise BadArgumentError(
-                    f"norms: no BatchNormalization is called {name!r}; the model has {listed_names(list(results))}"
+                    f"norms: no BatchNormalization that can be replaced is called {name!r}; the model has "
+                    f"{listed_names(list(self._own_norms)) or 'none'}"
                 )
-            node = self._prepared.nodes[results[name]]
-            epsilon = next((one.f for one in node.attribute if one.name == "epsilon"), 1e-5)
+            names, epsilon = self._own_norms[name]
             # the node's own epsilon stays, so that the variance makes up for the difference
-            variance = norm.variance if np.float32(norm.epsilon) == np.float32(epsilon) else (
-                norm.variance.astype(np.float64) + norm.epsilon - epsilon
-            )
-            for part, values in zip(names, (norm.scale, norm.shift, norm.mean, variance), strict=True):
-                own = self._prepared.read(part)
-                feeds[part] = np.ascontiguousarray(np.broadcast_to(values, own.shape), dtype=own.dtype)
+            more = norm.epsilon - epsilon if np.float32(norm.epsilon) != np.float32(epsilon) else 0.0
+            for part, values in zip(names, (norm.scale, norm.shift, norm.mean, norm.variance + more), strict=True):
+                own = self._prepared.constants[part]
+                feeds[part] = np.array(np.broadcast_to(values, tuple(own.dims)), dtype=_DTYPES[own.data_type])
         return feeds
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -166,7 +158,7 @@ class OnnxRunner:
 
     def _edited(self, watching: bool, rounding: bool) -> Any:
         replaced = {self._prepared.layers[name].tensor for name in self.layers}
-        replaced |= {name for names in self._norm_names.values() for name in names}
+        replaced |= {name for names, _ in self._own_norms.values() for name in names}
         rounded = [use for uses in self._rounded.values() for use in uses] if rounding else []
         shown = self._shown(rounding) if watching else []
         return edit(self._prepared, replaced, self._outputs, shown, rounded)
@@ -268,37 +260,8 @@ class OnnxRunner:
         return list(found)
 
     def _split(self, batch: Batch) -> tuple[list[dict[str, Array]], int]:
-        """The inputs by name, in as many parts as the model needs, and how many samples a part has."""
-        infos = self._prepared.inputs
-        names = [one.name for one in infos]
-        if len(batch.args) > len(names) or any(name not in names for name in batch.kwargs):
-            wrong = [name for name in batch.kwargs if name not in names]
-            what = f"an input called {wrong[0]!r}" if wrong else f"{len(batch.args)} inputs"
-            raise BadArgumentError(f"inputs: got {what}, the model takes {listed_names(names)}")
-        given = {**dict(zip(names, batch.args, strict=False)), **batch.kwargs}
-        missing = [name for name in names if name not in given]
-        if missing:
-            raise BadArgumentError(f"inputs: {listed_names(missing)} is missing; the model takes {listed_names(names)}")
-        kinds = {one.name: one.type for one in self._session(False, False).get_inputs()}
-        arrays = {name: _array(given[name], kinds[name], name) for name in names}
-        size = next((n for n in (self._fixed(name, arrays[name], batch) for name in names) if n), 0)
-        if not size or size == batch.size:
-            return [arrays], batch.size
-        parts = []
-        for start in range(0, batch.size, size):
-            places = np.minimum(np.arange(start, start + size), batch.size - 1)  # the last part is filled up
-            parts.append({
-                name: array[places] if array.ndim and array.shape[0] == batch.size else array
-                for name, array in arrays.items()
-            })
-        return parts, size
-
-    def _fixed(self, name: str, array: Array, batch: Batch) -> int:
-        """The number of samples that the model wants, 0 where it takes any."""
-        sizes = self._prepared.shape_of(name)
-        if not sizes or not sizes[0] or len(sizes) != array.ndim or array.shape[0] != batch.size:
-            return 0
-        return sizes[0]
+        types = {one.name: one.type for one in self._session(False, False).get_inputs()}
+        return split(self._prepared, types, batch)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Derivatives
@@ -357,18 +320,6 @@ def _obstacles(network: Network, prepared: Prepared) -> Iterator[str]:
 def _entering(use: Use) -> str:
     """The value that enters a layer where it may be rounded."""
     return f"qvis:{use.node}:{use.data}:9"
-
-
-def _array(value: Any, kind: str, name: str) -> Array:
-    if kind not in _TYPES:
-        raise BadArgumentError(
-            f"inputs: {name!r} is of type {kind}, which cannot be given; give a model that takes tensors of numbers"
-        )
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        value = value.float() if value.is_floating_point() else value
-    array: Array = np.array(value, dtype=_TYPES[kind], order="C")
-    return array
 
 
 def _real(array: Array) -> FloatArray:

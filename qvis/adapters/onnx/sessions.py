@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from qvis.adapters.encodings import Array
+from qvis.adapters.onnx.flow import norm_names
 from qvis.adapters.onnx.prepared import Prepared, Use
 from qvis.errors import BadArgumentError, NotRunnableError
 from qvis.running import Grid
@@ -89,26 +90,26 @@ def edit(
     return model
 
 
-def own_norms(prepared: Prepared) -> dict[str, list[str]]:
-    """Give every BatchNormalization numbers of its own; their names, by the name of the node's result."""
+def own_norms(prepared: Prepared) -> dict[str, tuple[list[str], float]]:
+    """Give every BatchNormalization numbers of its own, and list their names and its epsilon by its name."""
     import onnx
 
     graph = prepared.model.graph
-    found: dict[str, list[str]] = {}
-    for node in list(graph.node):
-        if node.op_type != "BatchNormalization" or any(one not in prepared.constants for one in node.input[1:5]):
-            continue
-        names = []
-        for slot, part in enumerate(NORMS, 1):
-            name = f"qvis:{node.output[0]}:{part}"
-            tensor = onnx.TensorProto()
-            tensor.CopyFrom(prepared.constants[node.input[slot]])
-            tensor.name = name
-            graph.initializer.append(tensor)
-            node.input[slot] = name
-            names.append(name)
-        found[node.output[0]] = names
-        prepared.__dict__.pop("constants", None)
+    found: dict[str, tuple[list[str], float]] = {}
+    for result, name in norm_names(prepared).items():
+        node = prepared.nodes[result]
+        if name not in found:
+            if any(one not in prepared.constants for one in node.input[1:5]):
+                continue
+            epsilon = next((one.f for one in node.attribute if one.name == "epsilon"), 1e-5)
+            found[name] = ([f"qvis:{name}:{part}" for part in NORMS], epsilon)
+            for source, own in zip(node.input[1:5], found[name][0], strict=True):
+                tensor = onnx.TensorProto()
+                tensor.CopyFrom(prepared.constants[source])
+                tensor.name = own
+                graph.initializer.append(tensor)
+        node.input[1:5] = found[name][0]
+    prepared.__dict__.pop("constants", None)  # so that they are listed anew
     return found
 
 
