@@ -72,13 +72,9 @@ class Graphs:
                 found[:] = [besides]
                 return result
 
-            self._graphs[key] = tf.function(trace, autograph=False), found
+            self._graphs[key] = tf.function(trace, autograph=False).get_concrete_function(*args), found
         function, found = self._graphs[key]
-        try:
-            return function(*args), found[0]
-        except Exception:
-            del self._graphs[key]
-            raise
+        return function(*args), found[0]
 
 
 @contextmanager

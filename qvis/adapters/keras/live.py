@@ -78,6 +78,14 @@ def _mode(layer: Any) -> str | None:
     return mode if isinstance(mode, str) else None
 
 
+def ends(model: Any) -> tuple[Any, Any] | None:
+    """The symbolic inputs and outputs of a functional or sequential model, as it nests them; None for others."""
+    functional = getattr(model, "_functional", None) or model
+    if not hasattr(functional, "_inputs_struct") or not type(model).call.__module__.startswith("keras."):
+        return None
+    return functional._inputs_struct, functional._outputs_struct
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Their variables
 

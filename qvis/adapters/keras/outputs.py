@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from qvis.adapters.keras.live import ends
 from qvis.errors import BadArgumentError, NotRunnableError
 from qvis.running import Batch
 from qvis.words import listed_names
@@ -28,7 +29,7 @@ def arrange(model: Any, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """
     args, kwargs = to_tensors(tuple(batch.args)), to_tensors(dict(batch.kwargs))
     kwargs.pop("training", None)
-    expected = _given_as(model)
+    expected, _ = ends(model) or (None, None)
     if isinstance(expected, Mapping) or (isinstance(expected, (list, tuple)) and len(expected) > 1):
         import keras
 
@@ -40,14 +41,6 @@ def arrange(model: Any, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
     elif expected is not None and not args and list(kwargs) == [getattr(expected, "name", None)]:
         args, kwargs = tuple(kwargs.values()), {}
     return args, kwargs
-
-
-def _given_as(model: Any) -> Any:
-    """The nest of a functional model's symbolic inputs, None for other models."""
-    try:
-        return model.input
-    except (AttributeError, ValueError):
-        return None
 
 
 def to_tensors(value: Any) -> Any:
@@ -116,11 +109,10 @@ def find_end(model: Any) -> End:
     """Where a model ends: for one that knows its graph, before operations such as an argmax."""
     import keras
 
-    try:
-        results = model.output
-    except (AttributeError, ValueError):
+    both = ends(model)
+    if both is None:
         return End(model)
-    found = dict(described(results, "output"))
+    found = dict(described(both[1], "output"))
     rough = [path for path, one in found.items() if one is not None and not _is_smooth(one)]
     if len(rough) < len(found):
         return End(model, tuple(rough))
@@ -131,7 +123,7 @@ def find_end(model: Any) -> End:
     if not before:
         raise NotRunnableError(f"model: {listed_names(rough)} cannot be differentiated; {_WAY_OUT}")
     note = f"cut off before {listed_names(cut)}, which cannot be differentiated; what goes in there is the output"
-    return End(keras.Model(model.input, list(before.values()), name=model.name), notes=(note,))
+    return End(keras.Model(both[0], list(before.values()), name=model.name), notes=(note,))
 
 
 def _is_smooth(one: Any) -> bool:

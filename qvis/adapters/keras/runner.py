@@ -156,10 +156,11 @@ class KerasRunner:
             tape.watch(weights)
             outputs, tap = self._outputs(values, inputs, Tap(self._entries, scales, tape), tried)
         real = [_widened(one) for one in outputs]
-        factors = tf.numpy_function(self._ask, real, [one.dtype for one in real])
-        factors = [tf.cast(f, one.dtype) for f, one in zip(factors, outputs, strict=True)]
-        for factor, one in zip(factors, outputs, strict=True):
-            factor.set_shape(one.shape)
+        if tf.executing_eagerly():
+            asked = self._ask(*map(to_array, real))
+        else:
+            asked = tf.numpy_function(self._ask, real, [one.dtype for one in real])
+        factors = [tf.cast(tf.ensure_shape(f, one.shape), one.dtype) for f, one in zip(asked, outputs, strict=True)]
         used = [(name, entered) for name, calls in tap.entered.items() for entered in calls]
         found = tape.gradient(outputs, [*weights, *(entered.tensor for _, entered in used)], output_gradients=factors)
         if all(one is None for one in found[: self._weights]):
