@@ -67,6 +67,6 @@ def _array(value: Any, kind: str, name: str) -> Array:
         )
     if hasattr(value, "detach"):
         value = value.detach().cpu()
-        value = value.float() if value.is_floating_point() else value
+        value = (value.float() if value.is_floating_point() else value).numpy()
     array: Array = np.array(value, dtype=_TYPES[kind], order="C")
     return array

@@ -100,7 +100,7 @@ def _gather(a: Attributes, x: Tensor, index: Tensor) -> Tensor:
     axis = a.get("axis", 0) % x.ndim
     index = torch.where(index < 0, index + x.shape[axis], index).long()
     chosen = x.index_select(axis, index.reshape(-1))
-    return chosen.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+    return chosen.reshape([*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]])
 
 
 def _gather_elements(a: Attributes, x: Tensor, index: Tensor) -> Tensor:
