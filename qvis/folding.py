@@ -209,7 +209,7 @@ def _norm_name(graph: Graph, node: Node) -> str:
 def _describe(node: Node) -> str:
     if node.op in ("input", "output"):
         return f"an {node.op} of the model"
-    return f"{node.op} {node.name!r}" if node.op != node.name else repr(node.name)
+    return repr(node.name) if node.op in node.name else f"{node.name!r} ({node.op})"
 
 
 def _same_axis(node: Node, axis: int | None, norm: Node) -> bool:
