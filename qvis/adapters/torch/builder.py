@@ -352,6 +352,8 @@ class _Builder:
             name, layers = call.module or "(root)", (layer.name,)
         elif weight.computed:
             attributes["computed"] = True
+        elif self.layers.get(call.module) is layer:  # one name of several for a tied weight
+            name = call.module
         if len(layers) > 1:
             attributes["layers"] = layers
         name = self._unique(name) if name else self._name(call, op)
@@ -407,7 +409,8 @@ class _Builder:
     def _layers_used(self, call: Call) -> tuple[str, ...]:
         """The layers in an operation that has no word: those of the module, or whose tensors it takes."""
         if call.operation.startswith("nn."):
-            names = (name for name in self.layers if name == call.module or name.startswith(f"{call.module}."))
+            inside = f"{call.module}." if call.module else ""
+            names = (name for name in self.layers if name == call.module or name.startswith(inside))
         else:
             held = (one for one in _flatten((call.args, call.kwargs)) if isinstance(one, Held))
             names = (name for one in held for name in self._owner(one)[1])

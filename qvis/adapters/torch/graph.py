@@ -7,6 +7,7 @@ Deep Learning in Python" (arXiv 2112.08429).
 from __future__ import annotations
 
 import inspect
+import operator
 import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -267,12 +268,33 @@ def _symbolic(model: nn.Module, example: Batch | None, network: Network) -> Trac
 
     model = _unwrap(model)
     modules = dict(model.named_modules(remove_duplicate=False))
+    known = {id(module) for module in modules.values()}
+
+    class Proxy(fx.Proxy):
+        """A stand-in that also notes down what is done to it in place; by itself, ``x += 1`` makes a new value."""
+
+        def __setitem__(self, index: Any, value: Any) -> None:
+            self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+    def noting(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    for function in (operator.iadd, operator.isub, operator.imul, operator.itruediv):
+        setattr(Proxy, f"__{function.__name__}__", noting(function))
 
     class Tracer(fx.Tracer):
         proxy_buffer_attributes = True  # so that what is done in place to a buffer is only noted down
 
         def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:  # noqa: ARG002
             return _is_leaf(module)
+
+        def proxy(self, node: fx.Node) -> fx.Proxy:
+            return Proxy(node, self)
+
+        def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if id(m) in known:
+                return super().call_module(m, forward, args, kwargs)
+            return forward(*args, **kwargs)  # made on the spot, as by nn.ReLU()(x)
 
     if _is_leaf(model):
         traced = fx.Graph()
