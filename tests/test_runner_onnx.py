@@ -353,6 +353,7 @@ def test_the_gates_of_a_recurrent_layer_are_replaced_one_by_one() -> None:
     changed[0, 6:9] = other
     theirs = made(graph(node("LSTM", "x w r", hidden_size=3), w=changed, r=r)).run(Batch((x,), size=4))
     np.testing.assert_allclose(runner.run(Batch((x,), size=4), weights={gate: other})[0], theirs[0], atol=1e-6)
+    assert "cannot be seen or rounded" in runner.notes[0]
     assert not runner.differentiable
     assert "LSTM" in " ".join(runner.notes)
     with pytest.raises(NotRunnableError, match=r"cannot be differentiated.*LSTM"):
@@ -513,3 +514,40 @@ def test_files_without_code_or_derivatives_say_what_to_give() -> None:
         checkpoint.runner(Path("a.safetensors"), network)
     with pytest.raises(NotRunnableError, match="the Keras model or the ONNX file"):
         tflite.runner(Path("a.tflite"), network)
+
+
+def test_a_model_of_keras_keeps_its_layers_on_the_way_through_tf2onnx(tmp_path: Path) -> None:
+    pytest.importorskip("tf2onnx")
+    keras = pytest.importorskip("keras")
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 3)),
+            keras.layers.Conv2D(4, 3, padding="same", strides=2, activation="relu"),
+            keras.layers.DepthwiseConv2D(3),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(2, activation="softmax"),
+        ]
+    )
+    path, x = tmp_path / "model.onnx", RANDOM.normal(size=(3, 6, 6, 3)).astype("f4")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        own = np.asarray(model(x))  # it wants to have run before
+        model.export(path, format="onnx", verbose=False)
+    runner = made(path)
+    given = Batch((x,), size=3)
+    np.testing.assert_allclose(runner.run(given)[0], own, atol=1e-5)
+    dense = next(layer for layer in adapter.read(path).layers if layer.shape == (4, 2))
+    kernel, bias = model.layers[-1].get_weights()
+    model.layers[-1].set_weights([kernel * 3, bias])
+    changed = runner.run(given, weights={dense.name: dense.weight * 3})[0]
+    np.testing.assert_allclose(changed, np.asarray(model(x)), atol=1e-5)
+    factor = RANDOM.normal(size=own.shape).astype("f4")
+    found = named(runner.differentiate(given, lambda _: [factor]))
+    assert runner.differentiable, runner.notes
+    assert len(found) == len(runner.layers) == 3
+    for layer in adapter.read(path).layers:
+        step = 1e-2 * np.sign(found[layer.name].weight)
+        high, low = (runner.run(given, weights={layer.name: layer.weight + sign * step})[0] for sign in (1, -1))
+        slope = float(((high - low) * factor).sum()) / 2e-2
+        assert float(np.abs(found[layer.name].weight).sum()) == pytest.approx(slope, rel=0.05)

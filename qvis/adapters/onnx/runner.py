@@ -39,6 +39,10 @@ class OnnxRunner:
         self.layers = tuple(name for name in self._layers if name in self._prepared.layers)
         self.notes = list(_obstacles(network, self._prepared))
         self._uses = [use for use in self._prepared.uses if use.layer in self.layers]
+        hidden = set(self.layers) - {use.layer for use in self._uses if use.watched}
+        if hidden:
+            names = listed_names([name for name in self.layers if name in hidden])
+            self.notes.append(f"{names}: what enters and leaves cannot be seen or rounded, it stays inside a node")
         self._sessions: dict[tuple[bool, bool], Any] = {}
         self._alone: dict[str, Alone] = {}
         self._placed: dict[str, Array] = {}
@@ -143,10 +147,6 @@ class OnnxRunner:
     @cached_property
     def _watched(self) -> list[Use]:
         """What can be watched, in the order in which it is computed."""
-        seen = {use.layer for use in self._uses if use.watched}
-        rest = [name for name in self.layers if name not in seen]
-        if rest:
-            self.notes.append(f"{listed_names(rest)}: what enters and leaves cannot be seen, it stays inside a node")
         order = {name: place for place, name in enumerate(self._prepared.nodes)}
         return sorted((use for use in self._uses if use.watched), key=lambda use: order[use.node])
 

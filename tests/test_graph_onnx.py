@@ -1,0 +1,211 @@
+"""How data flows through ONNX models, in the words of ``qvis.layers.OPS``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from qvis.adapters import onnx as adapter
+from qvis.errors import NoGraphError
+from qvis.layers import OPS, Graph, Node
+from qvis.running import Batch
+from tests.test_adapters_onnx import graph, node, weights
+from tests.test_runner_onnx import EXAMPLES, Convolutions, Encoder, exported, module
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("graph")
+
+
+def of(model: Any, *shape: int) -> Graph:
+    """The graph of a model; with sizes, for an input of them."""
+    found = adapter.graph(model, Batch((np.zeros(shape, "f4"),), size=shape[0]) if shape else None)
+    seen: set[str] = set()
+    for one in found.nodes:
+        assert seen.issuperset(one.inputs), "a node comes before one that it takes from"
+        assert one.name not in seen
+        seen.add(one.name)
+    return found
+
+
+def single(model: Any, *shape: int) -> Node:
+    """The only node between an input and an output."""
+    given, *found, output = of(model, *shape).nodes
+    assert (given.op, output.op, len(found)) == ("input", "output", 1)
+    return found[0]
+
+
+def test_layers_are_called_as_the_network_calls_them_and_numbered_on_further_use(folder: Path) -> None:
+    path = exported(Convolutions, folder, dynamo=False, folded=False)
+    found = of(path, 4, 3, 6, 6)
+    names = {layer.name for layer in adapter.read(path).layers}
+    assert set(found.calls) == names
+    assert [one.name for one in found.calls["grouped"]] == ["grouped", "grouped@2"]
+    grouped = found.by_name["grouped"]
+    assert grouped.attributes == {"groups": 4, "padding": True, "channel_axis": 1}
+    assert grouped.shape == (4, 8, 6, 6)
+    assert found.by_name["up"].attributes == {"groups": 2, "channel_axis": 1}
+    assert found.by_name["head"].op == "linear"
+    own = {one.name for one in onnx.load(str(path)).graph.node}
+    assert all(one.original in own for one in found.nodes if one.op not in ("input", "output"))
+
+
+def test_the_numbers_of_a_normalization_are_those_of_its_module(folder: Path) -> None:
+    found = of(exported(Convolutions, folder, dynamo=False, folded=False))
+    norm, model = found.norms["norm"], module(Convolutions).norm
+    assert found.by_name["norm"].op == "batch_norm"
+    assert found.by_name["norm"].inputs == ("stem",)
+    for ours, theirs in zip(
+        (norm.mean, norm.variance, norm.scale, norm.shift),
+        (model.running_mean, model.running_var, model.weight, model.bias),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours, theirs.detach())
+    assert norm.epsilon == pytest.approx(model.eps)
+
+
+def test_a_normalization_that_was_folded_is_not_there(folder: Path) -> None:
+    found = of(exported(Convolutions, folder), 4, 3, 6, 6)
+    assert not found.norms
+    assert [one.op for one in found.users["stem"]] == ["clip"]
+    assert found.users["stem"][0].attributes == {"low": 0.0, "high": 6.0}
+
+
+def test_an_encoder_is_made_of_known_words(folder: Path) -> None:
+    found = of(exported(Encoder, folder), *EXAMPLES[Encoder].shape)
+    assert {one.op for one in found.nodes} <= set(OPS)
+    assert found.by_name["tokens"].op == "embedding"
+    norms = [one for one in found.nodes if one.op == "layer_norm"]
+    assert [one.attributes for one in norms] == [{"axes": (2,), "scale": True, "shift": True}] * 2
+    second = next(one for one in found.nodes if one.layer == "layer.linear2")
+    (bias,) = found.users[second.name]
+    assert (bias.op, bias.attributes) == ("add", {"constant": True})
+    (residual,) = found.users[bias.name]
+    assert (residual.op, residual.attributes, len(residual.inputs)) == ("add", {"constant": False}, 2)
+
+
+def open_size(name: str) -> Any:
+    return onnx.TensorShapeProto.Dimension(dim_param=name)
+
+
+def numbered(*values: float) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
+CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], str, dict[str, Any]]] = [
+    ("Relu", "x", {}, {}, "relu", {}),
+    ("LeakyRelu", "x", {"alpha": 0.25}, {}, "leaky_relu", {"slope": 0.25}),
+    ("Clip", "x low high", {}, {"low": np.float32(-1), "high": np.float32(1)}, "clip", {"low": -1.0, "high": 1.0}),
+    ("Clip", "x low", {}, {"low": np.float32(0)}, "relu", {}),
+    ("Gemm", "x w", {}, {"w": weights(3, 5)}, "linear", {"channel_axis": 1}),
+    ("MatMul", "x w", {}, {"w": weights(3, 5)}, "linear", {"channel_axis": 1}),
+    ("MatMul", "w x", {}, {"w": weights(4, 2)}, "matmul", {"channel_axis": 0}),
+    ("Mul", "x s", {}, {"s": numbered(2)}, "mul", {"constant": True}),
+    ("Add", "x x", {}, {}, "add", {"constant": False}),
+    ("Concat", "x x", {"axis": -1}, {}, "concat", {"axis": -1, "constant": False}),
+    ("Transpose", "x", {}, {}, "transpose", {"axes": (1, 0)}),
+    ("Gather", "x i", {"axis": 1}, {"i": np.array(1)}, "split", {"axis": 1}),
+    ("Slice", "x a b c", {}, {"a": np.array([0]), "b": np.array([1]), "c": np.array([-1])}, "split", {"axis": -1}),
+    ("Pad", "x p v", {}, {"p": np.zeros(4, "i8"), "v": np.float32(2)}, "pad", {"value": 2.0}),
+    ("Pad", "x p", {"mode": "edge"}, {"p": np.zeros(4, "i8")}, "pad", {"value": None}),
+    ("Flatten", "x", {}, {}, "flatten", {"start": 1}),
+    ("Reshape", "x s", {}, {"s": np.array([3, 2])}, "reshape", {}),
+    ("Cast", "x", {"to": 10}, {}, "identity", {}),
+    ("Sign", "x", {}, {}, "Sign", {}),
+    ("ReduceMean", "x a", {}, {"a": np.array([1])}, "ReduceMean", {}),
+]
+
+
+@pytest.mark.parametrize(("op", "inputs", "given", "constants", "word", "attributes"), CASES)
+def test_a_node_gets_its_word(
+    op: str, inputs: str, given: dict[str, Any], constants: dict[str, Any], word: str, attributes: dict[str, Any]
+) -> None:
+    model = graph(node(op, inputs, name="own", **given), **constants)
+    model.graph.input[0].type.tensor_type.shape.dim.extend([open_size("n"), open_size("m")])
+    found = single(model, 2, 3)
+    assert (found.op, dict(found.attributes), found.original) == (word, attributes, "own")
+
+
+def test_slopes_are_listed() -> None:
+    found = single(graph(node("PRelu", "x s"), s=weights(3, 1, 1)))
+    assert found.op == "prelu"
+    assert found.attributes["slopes"].shape == (3,)
+
+
+def test_a_mean_over_space_is_a_pool_and_one_over_channels_is_not() -> None:
+    def model(*axes: int) -> Any:
+        made = graph(
+            node("Conv", "x weight", output="h"),
+            node("ReduceMean", "h a"),
+            weight=weights(4, 3, 1, 1),
+            a=np.array(axes),
+        )
+        made.graph.input[0].type.tensor_type.shape.dim.extend([open_size(name) for name in "nchw"])
+        return made
+
+    assert of(model(2, 3), 2, 3, 5, 5).nodes[2].op == "avg_pool"
+    assert of(model(1), 2, 3, 5, 5).nodes[2].op == "ReduceMean"
+
+
+def test_shapes_that_are_computed_are_no_data() -> None:
+    model = graph(
+        node("Shape", "x", output="s"),
+        node("Gather", "s zero", output="n"),
+        node("Concat", "n rest", output="wanted", axis=0),
+        node("Reshape", "x wanted"),
+        zero=np.array([0]),
+        rest=np.array([-1]),
+    )
+    assert single(model).op == "reshape"
+
+
+def test_parts_of_a_split_are_nodes_of_their_own() -> None:
+    split = helper.make_node("Split", ["x"], ["a", "b"], name="cut", axis=1, num_outputs=2)
+    found = of(graph(split, node("Add", "a b")))
+    assert [(one.op, one.original) for one in found.nodes[1:3]] == [("split", "cut")] * 2
+    assert len(set(found.nodes[3].inputs)) == 2
+
+
+def test_what_no_output_needs_is_left_out_and_functions_are_opened() -> None:
+    body = [helper.make_node("MatMul", ["x", "k"], ["h"], name="inner"), helper.make_node("Relu", ["h"], ["y"])]
+    own = helper.make_function("own", "Dense", ["x", "k"], ["y"], body, [helper.make_opsetid("", 21)])
+    model = graph(
+        node("Tanh", "x", output="unused"), node("Dense", "x dense", domain="own"), functions=[own], dense=weights(3, 4)
+    )
+    found = of(model)
+    assert [one.op for one in found.nodes] == ["input", "linear", "relu", "output"]
+    assert found.nodes[1].name == found.nodes[1].layer == "dense"
+    assert found.nodes[1].original == ""
+    assert "bear no name" in found.source
+
+
+def test_branches_take_what_they_use_from_around_them() -> None:
+    def branch(op: str) -> Any:
+        return helper.make_graph([helper.make_node(op, ["h"], [f"{op}_y"])], op, [], [value(f"{op}_y")])
+
+    def value(name: str) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+
+    chosen = helper.make_node("If", ["c"], ["y"], then_branch=branch("Relu"), else_branch=branch("Tanh"))
+    found = of(graph(node("MatMul", "x w", output="h"), chosen, w=weights(3, 3), c=np.array(True)))
+    assert [one.op for one in found.nodes] == ["input", "linear", "If", "output"]
+
+
+def test_sizes_that_the_model_leaves_open_stay_unknown_without_an_example(folder: Path) -> None:
+    path = exported(Convolutions, folder)
+    assert of(path).by_name["stem"].shape == ()
+    assert of(path, 3, 3, 6, 6).by_name["stem"].shape == (3, 8, 6, 6)
+
+
+def test_a_graph_needs_onnx(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = exported(Convolutions, folder)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(NoGraphError, match=r"^no graph: the package onnx is not installed.*qvis\[onnx\]"):
+        adapter.graph(path)
