@@ -22,6 +22,7 @@ from qvis.running import Batch, Gradient, Grid, Passage, Probe
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.overrides import TorchFunctionMode
 
 Place = tuple["nn.Module", str]
 """A module and the name of its tensor."""
@@ -148,6 +149,17 @@ class TorchRunner:
                 pairs = tuple((_numpy(x), _numpy(g)) for x, g, _ in calls if g is not None)
                 yield Gradient(name, _numpy(part.view(gradient)), pairs, calls[0][2] if calls else -1)
 
+    def imitate(self, example: Batch, samples: int, seed: int = 0) -> tuple[list[Batch], str]:
+        """See :meth:`qvis.running.Runner.imitate`."""
+        from qvis.adapters.torch.imitation import imitate
+
+        own = [leaf.own for leaf in self._leaves]
+        norms, self._norms = self._norms, {}
+        try:
+            return imitate(lambda batch, mode: self._call(batch, own, mode, False), example, samples, seed)
+        finally:
+            self._norms = norms
+
     # -----------------------------------------------------------------------------------------------------------------
 
     def _tags(self, tensors: list[Tensor]) -> dict[int, tuple[Tensor, dict[str, Part]]]:
@@ -191,10 +203,11 @@ class TorchRunner:
             )
         return losses.reshape(-1)  # type: ignore[no-any-return]
 
-    def _call(self, batch: Batch, tensors: list[Tensor], tap: Tap) -> Any:
+    def _call(self, batch: Batch, tensors: list[Tensor], tap: TorchFunctionMode, constant: bool = True) -> Any:
+        """Run the model; with ``constant`` no derivative by the inputs is wanted."""
         import torch
 
-        args, kwargs = (_moved(x, self._device) for x in (batch.args, dict(batch.kwargs)))
+        args, kwargs = (_moved(x, self._device, constant) for x in (batch.args, dict(batch.kwargs)))
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), self._exchanged(tensors), _eager(), tap:
             try:
@@ -362,15 +375,15 @@ def _eager() -> Iterator[None]:
 # Inputs and outputs
 
 
-def _moved(value: Any, device: Any) -> Any:
+def _moved(value: Any, device: Any, constant: bool = True) -> Any:
     """Arrays and tensors in a nest of containers as tensors on the device, real ones as float32."""
     import numpy as np
     import torch
 
     if isinstance(value, Mapping):
-        return {name: _moved(item, device) for name, item in value.items()}
+        return {name: _moved(item, device, constant) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        moved = [_moved(item, device) for item in value]
+        moved = [_moved(item, device, constant) for item in value]
         return type(value)(*moved) if hasattr(value, "_fields") else type(value)(moved)
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(np.ascontiguousarray(value) if value.flags.writeable else value.copy())
@@ -378,7 +391,7 @@ def _moved(value: Any, device: Any) -> Any:
         value = torch.from_numpy(np.array(value))
     if not isinstance(value, torch.Tensor):
         return value
-    value = value.detach().to(device)
+    value = (value.detach() if constant else value).to(device)
     narrow = (torch.float16, torch.bfloat16, torch.float64)
     return value.float() if value.dtype in narrow else value
 
