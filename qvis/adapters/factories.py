@@ -44,7 +44,7 @@ def load(spec: str, weights: str | Path | None = None) -> object:
     BadArgumentError
         There is no such code, it fails, or the weights do not fit the model. The first error is its ``__cause__``.
     """
-    model = _make(spec)
+    model = make(spec)
     if weights is not None:
         _put(_read(Path(weights)), model, f"weights: {str(weights)!r}")
     return model
@@ -54,7 +54,8 @@ def load(spec: str, weights: str | Path | None = None) -> object:
 # The code
 
 
-def _make(spec: str) -> object:
+def make(spec: str) -> object:
+    """What ``spec`` names, called if it is a function or a class; see :func:`load`."""
     where, colon, what = spec.rpartition(":")
     if not (where and colon and what):
         raise BadArgumentError(f"model: {_FORM}, not {spec!r}")
@@ -141,7 +142,7 @@ def _check_needs_nothing(factory: Any, spec: str) -> None:
     except TypeError as error:
         raise BadArgumentError(
             f"model: {spec!r} cannot be called without arguments ({error}); "
-            "give a function that makes the model by itself"
+            "give a function that makes it by itself"
         ) from error
 
 

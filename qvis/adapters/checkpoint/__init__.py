@@ -13,14 +13,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 
 from qvis.adapters.checkpoint import folders, npz, packed, pickled, safetensors
 from qvis.adapters.checkpoint.scaled import scaled
 from qvis.adapters.checkpoint.stored import Array, Contents, Stored, reading, shown
-from qvis.errors import BadArgumentError
+from qvis.errors import BadArgumentError, NotRunnableError
 from qvis.layers import FloatArray, Layer, Network, Skipped
 
 _LOADERS = {"safetensors": safetensors.load, "npz": npz.load, "torch": pickled.load}
@@ -79,6 +79,20 @@ def read(model: Path) -> Network:
     name = model.name if model.is_dir() else model.stem
     found = [_tied(layer, contents.ties, layers.names) for layer in layers.found.values()]
     return Network(name or str(model), contents.framework, tuple(found), skipped, _count(tensors))
+
+
+def runner(model: Path, network: Network, loss: object = None) -> NoReturn:  # noqa: ARG001
+    """A checkpoint holds no code to be run.
+
+    Raises
+    ------
+    NotRunnableError
+        Always, with what to give instead.
+    """
+    raise NotRunnableError(
+        "model: a checkpoint holds weights but no code to run them with; give the model's code as "
+        "package.module:factory, and this file with --weights"
+    )
 
 
 def _load(path: Path) -> Contents:

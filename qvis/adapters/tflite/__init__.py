@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from qvis.adapters.tflite import names
 from qvis.adapters.tflite.flatbuffer import Table
 from qvis.adapters.tflite.parts import OPERATORS, RULES, Operator
 from qvis.adapters.values import Grid, Loader, Tensor, Value, dequantize, mapped, reshape, transpose
-from qvis.errors import BadArgumentError, QvisError
+from qvis.errors import BadArgumentError, NotRunnableError, QvisError
 from qvis.layers import Layer, Network, Skipped
 
 _MALFORMED = (ArithmeticError, LookupError, OSError, TypeError, ValueError, struct.error)
@@ -62,6 +63,20 @@ def read(path: Path) -> Network:
         raise BadArgumentError(
             f"model: {str(path)!r} is no TensorFlow Lite model, or was cut short ({error}); convert the model anew"
         ) from error
+
+
+def runner(model: Path, network: Network, loss: object = None) -> NoReturn:  # noqa: ARG001
+    """A .tflite model cannot be run here.
+
+    Raises
+    ------
+    NotRunnableError
+        Always, with what to give instead.
+    """
+    raise NotRunnableError(
+        "model: a .tflite file can be read, but not run on other weights or differentiated here; give the Keras model "
+        "or the ONNX file that it was made from"
+    )
 
 
 _TYPES = {

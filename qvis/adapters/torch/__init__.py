@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from qvis.adapters.torch.parts import RULES, Part, known_type
+from qvis.adapters.torch.graph import graph as graph
+from qvis.adapters.torch.parts import BIASED, RULES, Part, known_type
 from qvis.adapters.torch.tensors import Collector, Source, count, framework
 from qvis.layers import Network
 
@@ -42,7 +43,8 @@ def read(model: nn.Module) -> Network:
             sources = dict(_sources(module))
             parts = list(_parts(module, sources))
             for part in parts:
-                found.add(part.name_in(name), sources[part.tensor], part)
+                bias = sources.get("bias") if part.op in BIASED and part.tensor == "weight" else None
+                found.add(part.name_in(name), sources[part.tensor], part, bias)
             op = _layer_type(module)
             if op is not None and not parts:
                 found.skip(name or "(root)", f"is a {op} that keeps its weights packed or elsewhere")

@@ -109,6 +109,10 @@ RULES: dict[str, Rule] = {
 }
 
 
+BIASED = {"Linear", "Conv1D", *(f"Conv{kind}{n}d" for kind in ("", "Transpose") for n in (1, 2, 3))}
+"""The layers that add their ``bias`` to their output channels."""
+
+
 def known_type(package: str, name: str) -> str | None:
     """The type whose rule a class follows, None for a class of one's own."""
     home = package.partition(".")[0]

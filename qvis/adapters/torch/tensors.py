@@ -15,6 +15,8 @@ from qvis.layers import FloatArray, Layer, Network, Skipped
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qvis.adapters.torch.parts import View
+
 
 @dataclass(frozen=True)
 class Source:
@@ -80,8 +82,8 @@ class Collector:
     layers: dict[Hashable, Layer] = field(default_factory=dict)
     skipped: dict[str, Skipped] = field(default_factory=dict)
 
-    def add(self, name: str, source: Source, part: Part) -> None:
-        """Add one matrix of a tensor; ``name`` is that of the layer."""
+    def add(self, name: str, source: Source, part: Part, bias: Source | None = None) -> None:
+        """Add one matrix of a tensor; ``name`` is that of the layer, which may add a ``bias`` to its channels."""
         key = (source.key, part.label)
         known = self.layers.get(key)
         if known is not None:
@@ -98,9 +100,10 @@ class Collector:
             op=part.op,
             shape=_shape(tensor, part),
             dtype=stored or _name(tensor.dtype),
-            read=lambda: _array(source.get(), part),
+            read=lambda: _array(source.get(), part.view),
             channels=part.channels,
             notes=source.notes + ((f"dequantized from {stored}",) if stored else ()),
+            bias=None if bias is None else lambda: _array(bias.get(), lambda tensor: tensor),
         )
 
     def skip(self, name: str, reason: str) -> None:
@@ -172,8 +175,8 @@ def _shape(tensor: Tensor, part: Part) -> tuple[int, ...]:
     return tuple(part.view(torch.empty(tensor.shape, device="meta")).shape)
 
 
-def _array(tensor: Tensor, part: Part) -> FloatArray:
-    """The numbers as (channels, elements), float64 as it is and all others as float32; read-only."""
+def _array(tensor: Tensor, view: View) -> FloatArray:
+    """The numbers that ``view`` makes of a tensor, float64 as it is and all others as float32; read-only."""
     import torch
 
     with torch.no_grad():
@@ -183,7 +186,7 @@ def _array(tensor: Tensor, part: Part) -> FloatArray:
         tensor = tensor.cpu()
         if tensor.dtype != torch.float64:
             tensor = tensor.to(torch.float32)
-        array: FloatArray = part.view(tensor).resolve_neg().numpy()
+        array: FloatArray = view(tensor).resolve_neg().numpy()
     array.flags.writeable = False
     return array
 

@@ -1,0 +1,371 @@
+"""How data flows through an ONNX graph, in the words that all adapters share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from qvis.adapters.encodings import Array
+from qvis.adapters.onnx import names
+from qvis.adapters.onnx.prepared import Prepared, Use, prepare
+from qvis.errors import NoGraphError
+from qvis.layers import Graph, Node, Norm
+from qvis.running import Batch
+from qvis.words import count
+
+_SAME = {
+    "Relu": "relu", "Gelu": "gelu", "FastGelu": "gelu", "Swish": "silu", "Sigmoid": "sigmoid", "Tanh": "tanh",
+    "Softmax": "softmax", "HardSwish": "hardswish", "HardSigmoid": "hardsigmoid", "Elu": "elu", "MatMul": "matmul",
+    "MaxPool": "max_pool", "GlobalMaxPool": "max_pool", "AveragePool": "avg_pool", "GlobalAveragePool": "avg_pool",
+    "Resize": "resize", "Upsample": "resize", "Reshape": "reshape", "Squeeze": "reshape", "Unsqueeze": "reshape",
+    "Identity": "identity", "Cast": "identity", "CastLike": "identity", "Dropout": "dropout", "Attention": "attention",
+    "GroupNormalization": "group_norm", "InstanceNormalization": "group_norm",
+}  # fmt: skip
+"""Operators that need no more than a word."""
+_PLACES = {
+    "Reshape", "Squeeze", "Unsqueeze", "Expand", "Slice", "Split", "Pad", "Resize", "Upsample", "CastLike", "Tile",
+    "Clip", "TopK", "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "CumSum", "Dropout",
+}  # fmt: skip
+"""Operators of which only the first input is data: the others are shapes, axes and bounds."""
+_SHAPES = {"Shape", "Size", "NonZero"}
+"""Operators whose results are no data any more."""
+_ARITHMETIC = {"Add": "add", "Sum": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
+_NORMS = {
+    "LayerNormalization": "layer_norm",
+    **dict.fromkeys(("RMSNormalization", "SimplifiedLayerNormalization"), "rms_norm"),
+}
+_MOVING = {"reshape", "flatten", "split", "concat", "pad", "attention"}
+"""Words for what may move the channels to where they can no longer be told."""
+
+
+def graph_of(model: Any, example: Batch | None = None) -> Graph:
+    """How data flows through an ONNX model, with shapes for the samples of ``example`` where it is given."""
+    prepared = prepare(model, lambda message: NoGraphError(f"no graph: {message.removeprefix('model: ')}"))
+    if example is not None:
+        _give_shapes(prepared, example)
+    flow = _Flow(prepared)
+    flow.walk()
+    unnamed = sum(not node.name for node in prepared.model.graph.node)
+    source = "ONNX graph" + (f", in which {count(unnamed, 'node')} bear no name" if unnamed else "")
+    return Graph(tuple(_needed(flow.nodes)), flow.norms, source)
+
+
+def norm_names(prepared: Prepared) -> dict[str, str]:
+    """What each BatchNormalization is called, by the name of its result: its module's name where the graph tells it.
+
+    Nodes with the same numbers have the same name.
+    """
+    found: dict[str, str] = {}
+    owners: dict[str, tuple[Any, ...]] = {}
+    for result, node in prepared.nodes.items():
+        if node.op_type == "BatchNormalization":
+            owner = (*node.input[1:5], _attribute(node, "epsilon", 1e-5))
+            wanted = names.of_tensor(node.input[1]) or node.name or result
+            numbered = (f"{wanted}#{number}" for number in range(2, len(owners) + 3))
+            name = next(one for one in (wanted, *numbered) if owners.get(one, owner) == owner)
+            owners[name] = owner
+            found[result] = name
+    return found
+
+
+def _give_shapes(prepared: Prepared, example: Batch) -> None:
+    """Put the sizes of the example where the model leaves them open."""
+    infos = prepared.inputs
+    given = {**dict(zip((one.name for one in infos), example.args, strict=False)), **example.kwargs}
+    for info in infos:
+        shape = getattr(given.get(info.name), "shape", ())
+        sizes = info.type.tensor_type.shape.dim
+        for have, size in zip(sizes, shape, strict=False) if len(shape) == len(sizes) else ():
+            if not have.HasField("dim_value"):
+                have.dim_value = int(size)
+    # what the exporter noted for any size would take the place of what is found for this one
+    del prepared.model.graph.value_info[:]
+    for info in prepared.model.graph.output:
+        info.type.tensor_type.ClearField("shape")
+
+
+@dataclass
+class _Flow:
+    """What is gathered on the way."""
+
+    prepared: Prepared
+    nodes: list[Node] = field(default_factory=list)
+    norms: dict[str, Norm] = field(default_factory=dict)
+    _makers: dict[str, str] = field(default_factory=dict)
+    """The node that a value comes from."""
+    _channels: dict[str, int] = field(default_factory=dict)
+    """The axis of a value's channels, where it is known."""
+    _taken: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._uses: dict[str, Use] = {use.node: use for use in reversed(self.prepared.uses) if use.watched}
+        self._norm_names = norm_names(self.prepared)
+        self._reserved = {use.layer for use in self._uses.values()} | set(self._norm_names.values())
+
+    def walk(self) -> None:
+        """Go through the graph."""
+        graph = self.prepared.model.graph
+        for info in self.prepared.inputs:
+            self._add(info.name, "input", (), info.name)
+        for node in graph.node:
+            self._visit(node)
+        for info in graph.output:
+            if info.name in self._makers:
+                name = info.name if info.name not in self._taken | self._reserved else f"{info.name}:output"
+                node = Node(self._unique(name), "output", (self._makers[info.name],), "", self._shape(info.name))
+                self.nodes.append(node)
+
+    def _visit(self, node: Any) -> None:
+        given = node.input[:1] if node.op_type in _PLACES else node.input
+        inputs = [name for name in (*given, *_captured(node)) if name in self._makers]
+        results = [name for name in node.output if name]
+        if not inputs or not results or node.op_type in _SHAPES:
+            return
+        op, attributes = self._describe(node, inputs)
+        use = self._uses.get(results[0])
+        layer = use.layer if use is not None and op in _WEIGHTED else ""
+        shown = self._title(node, results[0], op, layer)
+        for result in results:
+            name = shown if len(results) == 1 or result == results[0] else f"{shown}:{result}"
+            self._add(result, op, inputs, name, layer, attributes, node.name)
+
+    def _add(
+        self,
+        result: str,
+        op: str,
+        inputs: list[str] | tuple[str, ...],
+        name: str,
+        layer: str = "",
+        attributes: Mapping[str, Any] | None = None,
+        original: str = "",
+    ) -> None:
+        attributes = dict(attributes or {})
+        known = original if original in self.prepared.own_nodes else ""
+        made = tuple(self._makers[one] for one in inputs)
+        node = Node(self._unique(name), op, made, layer, self._shape(result), attributes, known)
+        self.nodes.append(node)
+        self._makers[result] = node.name
+        axis = self._channel_axis(node, inputs)
+        if axis is not None:
+            self._channels[result] = axis
+
+    def _title(self, node: Any, result: str, op: str, layer: str) -> str:
+        if layer:
+            return layer
+        if op == "batch_norm":
+            return self._norm_names[result]
+        module = names.of_tensor(node.input[1]) if op in ("layer_norm", "rms_norm", "group_norm") else None
+        wanted = [one for one in (module, node.name) if one]
+        return next((one for one in wanted if one not in self._taken | self._reserved), result)
+
+    def _unique(self, name: str) -> str:
+        """The name, or that of a further call."""
+        numbered = (f"{name}@{number}" for number in range(2, len(self._taken) + 3))
+        chosen = next(one for one in (name, *numbered) if one not in self._taken)
+        self._taken.add(chosen)
+        return chosen
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        sizes = self.prepared.shape_of(name) or ()
+        return tuple(size for size in sizes if size is not None) if None not in sizes else ()
+
+    def _rank(self, name: str) -> int | None:
+        sizes = self.prepared.shape_of(name)
+        return None if sizes is None else len(sizes)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Words
+
+    def _describe(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]]:
+        """The word for a node, and its attributes."""
+        use = self._uses.get(next(filter(None, node.output)))
+        if use is not None:
+            return self._weighted(node, use)
+        rule = _RULES.get(node.op_type)
+        if rule is not None:
+            found = rule(self, node, inputs)
+            return (node.op_type, {}) if found is None else found
+        if node.op_type in _ARITHMETIC:
+            constant = len(inputs) < len(node.input)
+            return _ARITHMETIC[node.op_type], {"constant": constant}
+        return _SAME.get(node.op_type, node.op_type), {}
+
+    def _weighted(self, node: Any, use: Use) -> tuple[str, dict[str, Any]]:
+        if use.data is None:
+            return "embedding", {}
+        if "Conv" in node.op_type:
+            pads = any(_attribute(node, "pads", ())) or _attribute(node, "auto_pad", "").startswith("SAME")
+            groups = _attribute(node, "group", 1)
+            axis = -1 if node.op_type.startswith("Nhwc") else 1
+            if "Transpose" in node.op_type:
+                return "conv_transpose", {"groups": groups, "channel_axis": axis}
+            return "conv", {"groups": groups, "padding": bool(pads), "channel_axis": axis}
+        rank = self._rank(use.node)
+        last = -1 if rank is None else rank - 1
+        flat = "Gemm" in node.op_type or self._rank(node.input[use.slot]) == 2
+        if use.slot == 1 and flat and node.op_type != "Einsum" and use.axis == -1:
+            return "linear", {"channel_axis": last}
+        return "matmul", {"channel_axis": last if use.slot == 1 else last - 1}
+
+    def batch_norm(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:  # noqa: ARG002
+        if any(name not in self.prepared.constants for name in node.input[1:5]) or _attribute(node, "training_mode", 0):
+            return None
+        name = self._norm_names[node.output[0]]
+        scale, shift, mean, variance = map(self.prepared.read, node.input[1:5])
+        self.norms[name] = Norm(name, mean, variance, scale, shift, _attribute(node, "epsilon", 1e-5))
+        return "batch_norm", {"channel_axis": 1}
+
+    def norm(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:
+        rank, axis = self._rank(inputs[0]), _attribute(node, "axis", -1)
+        axes = (axis,) if rank is None else tuple(range(axis % rank, rank))
+        shift = len(node.input) > 2 and bool(node.input[2])
+        return _NORMS[node.op_type], {"axes": axes, "scale": True, "shift": shift}
+
+    def clip(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:  # noqa: ARG002
+        bounds: list[float | None] = []
+        for slot, name in ((1, "min"), (2, "max")):
+            held = self._number(node.input[slot]) if len(node.input) > slot and node.input[slot] else None
+            given = _attribute(node, name, None)
+            if held is None and len(node.input) > slot and node.input[slot]:
+                return None
+            bounds.append(given if held is None else float(held))
+        low, high = bounds
+        return ("relu", {}) if low == 0 and high is None else ("clip", {"low": low, "high": high})
+
+    def prelu(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:  # noqa: ARG002
+        slopes = self._number(node.input[1])
+        return None if slopes is None else ("prelu", {"slopes": slopes.reshape(-1)})
+
+    def gather(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:
+        if node.input[0] not in inputs or node.input[1] in inputs:
+            return None
+        return "split", {"axis": _attribute(node, "axis", 0)}
+
+    def slice(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:  # noqa: ARG002
+        axes = _attribute(node, "axes", None)
+        if axes is None and len(node.input) > 3 and node.input[3]:
+            held = self._number(node.input[3])
+            axes = None if held is None else held.reshape(-1).tolist()
+        return "split", {"axis": int(axes[0]) if axes is not None and len(axes) == 1 else None}
+
+    def reshape(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:
+        """A flatten where all axes from one on became the last."""
+        before, after = self.prepared.shape_of(inputs[0]), self.prepared.shape_of(node.output[0])
+        if before is not None and after and 0 < len(after) < len(before):
+            start = len(after) - 1
+            merged = before[start:]
+            if None not in merged and after[-1] == prod(size for size in merged if size is not None):
+                return "flatten", {"start": start}
+        if node.op_type == "Flatten" and _attribute(node, "axis", 1) == 1:
+            return "flatten", {"start": 1}
+        return "reshape", {}
+
+    def mean(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:
+        rank, channels = self._rank(inputs[0]), self._channels.get(inputs[0])
+        axes = _attribute(node, "axes", None)
+        if axes is None and len(node.input) > 1 and node.input[1]:
+            held = self._number(node.input[1])
+            axes = None if held is None else held.reshape(-1).tolist()
+        if rank is None or channels is None or not axes or channels % rank in {axis % rank for axis in axes}:
+            return None
+        return "avg_pool", {}
+
+    def pad(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:  # noqa: ARG002
+        if _attribute(node, "mode", "constant") != "constant":
+            return "pad", {"value": None}
+        held = self._number(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        return "pad", {"value": _attribute(node, "value", 0.0) if held is None else float(held.reshape(-1)[0])}
+
+    def transpose(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:
+        rank = self._rank(inputs[0])
+        order = _attribute(node, "perm", None if rank is None else range(rank - 1, -1, -1))
+        return None if order is None else ("transpose", {"axes": tuple(order)})
+
+    def concat(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:
+        return "concat", {"axis": _attribute(node, "axis", 0), "constant": len(inputs) < len(node.input)}
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # What is known of values
+
+    def _number(self, name: str) -> Array | None:
+        """The numbers of a small constant, which may have been cast or reshaped."""
+        import onnx
+
+        for _ in range(5):
+            if name in self.prepared.constants:
+                return self.prepared.read(name)
+            node = self.prepared.nodes.get(name)
+            if node is None or not (node.op_type == "Constant" or node.input):
+                return None
+            if node.op_type == "Constant":
+                value = onnx.helper.get_attribute_value(node.attribute[0])
+                return onnx.numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else np.array(value)
+            if node.op_type not in ("Cast", "CastLike", "Identity", "Reshape", "Squeeze", "Unsqueeze"):
+                return None
+            name = node.input[0]
+        return None
+
+    def _channel_axis(self, node: Node, inputs: list[str] | tuple[str, ...]) -> int | None:
+        if "channel_axis" in node.attributes:
+            return int(node.attributes["channel_axis"])
+        known = self._channels.get(inputs[0]) if inputs else None
+        if node.op == "embedding":
+            return -1
+        if known is None or node.op in _MOVING:
+            return None
+        if node.op == "transpose":
+            axes = node.attributes["axes"]
+            return axes.index(known % len(axes))  # type: ignore[no-any-return]
+        return known
+
+
+_WEIGHTED = ("conv", "conv_transpose", "linear", "matmul", "embedding")
+_RULES: dict[str, Callable[[_Flow, Any, list[str]], tuple[str, dict[str, Any]] | None]] = {
+    "BatchNormalization": _Flow.batch_norm,
+    **dict.fromkeys(_NORMS, _Flow.norm),
+    "Clip": _Flow.clip,
+    "Concat": _Flow.concat,
+    "Flatten": _Flow.reshape,
+    "Gather": _Flow.gather,
+    "LeakyRelu": lambda flow, node, inputs: ("leaky_relu", {"slope": _attribute(node, "alpha", 0.01)}),  # noqa: ARG005
+    "PRelu": _Flow.prelu,
+    "Pad": _Flow.pad,
+    "ReduceMean": _Flow.mean,
+    "Reshape": _Flow.reshape,
+    "Slice": _Flow.slice,
+    "Split": lambda flow, node, inputs: ("split", {"axis": _attribute(node, "axis", 0)}),  # noqa: ARG005
+    "Transpose": _Flow.transpose,
+}
+"""Operators that need more than a word; a rule returns None for a use that there is no word for."""
+
+
+def _attribute(node: Any, name: str, default: Any) -> Any:
+    import onnx
+
+    for one in node.attribute:
+        if one.name == name:
+            value = onnx.helper.get_attribute_value(one)
+            return value.decode() if isinstance(value, bytes) else value
+    return default
+
+
+def _captured(node: Any) -> Iterator[str]:
+    """What the branches of a node take from around it."""
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                yield from inner.input
+                yield from _captured(inner)
+
+
+def _needed(nodes: list[Node]) -> Iterator[Node]:
+    """The nodes that an output depends on, and all inputs."""
+    needed = {node.name for node in nodes if node.op in ("input", "output")}
+    for node in reversed(nodes):
+        if node.name in needed:
+            needed.update(node.inputs)
+    return (node for node in nodes if node.name in needed)

@@ -1,0 +1,553 @@
+"""From the graph that torch.fx or torch.export traced to a :class:`~qvis.layers.Graph`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qvis.adapters.torch import operations
+from qvis.adapters.torch.calls import Call, Held, call_module, call_operation, single_operation, spatial_axes, type_of
+from qvis.adapters.torch.operations import Facts, describe
+from qvis.layers import FloatArray, Graph, Layer, Network, Node, Norm
+
+if TYPE_CHECKING:
+    from torch import Tensor, fx, nn
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of a node."""
+
+    node: str
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts that a result was split into."""
+
+    node: str
+    axis: int | None
+
+
+@dataclass(frozen=True)
+class Several:
+    """The results of an operation that has more than one; each counts as the whole."""
+
+    node: str
+
+
+@dataclass
+class Traced:
+    """A model as it was traced."""
+
+    graph: fx.Graph
+    tensors: Mapping[str, Tensor]
+    """The parameters, buffers and constants by their paths."""
+    network: Network
+    """The layers that nodes may refer to."""
+    source: str
+    held: Mapping[str, str] = field(default_factory=dict)
+    """The path of the tensor that a placeholder stands for."""
+    inputs: frozenset[str] | None = None
+    """The placeholders that are inputs of the model; None: all others."""
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    """What the graph calls without looking into it."""
+    outputs: Callable[[Any], Iterator[tuple[str, fx.Node]]] = field(default=lambda result: name_outputs(result))
+    """Names what the model returns."""
+
+
+def name_outputs(result: Any) -> Iterator[tuple[str, fx.Node]]:
+    """The nodes in what a model returns, with where they are in it."""
+    from torch.fx import Node as Traced
+    from torch.utils import _pytree as pytree
+
+    found = [(pytree.keystr(path), one) for path, one in pytree.tree_flatten_with_path(result)[0]]
+    yield from ((path, one) for path, one in found if isinstance(one, Traced))
+
+
+def build(traced: Traced) -> Graph:
+    """The graph, without the operations that lead to no output."""
+    builder = _Builder(traced)
+    builder.walk(traced.graph, ())
+    return builder.finish()
+
+
+class _Builder:
+    def __init__(self, traced: Traced) -> None:
+        self.traced = traced
+        self.nodes: dict[str, Node] = {}
+        self.norms: dict[str, Norm] = {}
+        self.values: dict[fx.Node, Any] = {}
+        self.bases: dict[fx.Node, tuple[fx.Node, bool]] = {}
+        """What a result is a view of, and whether it is the whole of it."""
+        self.channels: dict[str, int | None] = {}
+        self.shapes: dict[str, tuple[int, ...] | None] = {}
+        self.layers: dict[str, Layer] = {}
+        for layer in traced.network.layers:
+            for name in (layer.name, *layer.aliases):
+                self.layers.setdefault(name, layer)
+
+    # -- the walk
+
+    def walk(self, graph: fx.Graph, operands: Sequence[Any]) -> Any:
+        """Add the operations of a graph, and return the values that it returns; a nested one is given its operands."""
+        given = iter(operands)
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                self.values[node] = next(given) if operands else self._placeholder(node)
+            elif node.op == "get_attr":
+                self.values[node] = Held(_plain(str(node.target)))
+            elif node.op == "output":
+                if operands or graph is not self.traced.graph:
+                    return self._value(node.args[0])
+                self._add_outputs(node.args[0])
+            else:
+                self._take(node)
+        return ()
+
+    def _placeholder(self, node: fx.Node) -> Any:
+        if node.name in self.traced.held:
+            return Held(_plain(self.traced.held[node.name]))
+        expected = self.traced.inputs is None or node.name in self.traced.inputs
+        known = node.meta.get("val", ...)
+        if not expected or not (known is ... or hasattr(known, "shape")):
+            return Held()
+        name = self._unique(str(node.target).lstrip("*"), module=False)
+        return Result(self._add(node, name, "input", ()))
+
+    def _add_outputs(self, result: Any) -> None:
+        found = list(self.traced.outputs(result))
+        for path, node in found:
+            value = self.values[node]
+            for one in value if isinstance(value, tuple) else (value,):
+                inputs = () if isinstance(one, Held) else (one.node,)
+                shape = self.shapes.get(inputs[0]) if inputs else None
+                name = self._unique(f"output{path if len(found) > 1 else ''}", module=False)
+                self.nodes[name] = Node(name, "output", inputs, shape=shape or ())
+
+    def _take(self, node: fx.Node) -> None:
+        nested = _nested(node)
+        if nested is not None:
+            graph, operands = nested
+            self.values[node] = self.walk(graph, [self._value(one) for one in operands])
+            return
+        call = self._call(node)
+        self.values[node] = value = self._evaluate(node, call)
+        data = next(iter(node.all_input_nodes), None)
+        if data is None or not isinstance(value, (Result, Parts)):
+            return
+        first = node.args[0] if node.args else None
+        if call.in_place:
+            self._overwrite(data, value)
+            self.bases[node] = (data, True)
+        elif call.operation in operations.VIEWS and first is data:
+            self.bases[node] = (data, call.operation in operations.WHOLE)
+
+    def _overwrite(self, node: fx.Node, value: Any) -> None:
+        """An operation in place changes what it was given, and all that this is a view of."""
+        self.values[node] = value
+        while node in self.bases:
+            node, whole = self.bases[node]
+            before = self.values[node]
+            if isinstance(before, (Held, tuple)):
+                return
+            if not whole:
+                name = self._unique(before.node.partition("/copy")[0] + "/copy")
+                self.nodes[name] = Node(
+                    name, "aten.copy", (before.node, value.node), shape=self.shapes[before.node] or ()
+                )
+                self.shapes[name], self.channels[name] = self.shapes[before.node], self.channels.get(before.node)
+                value = Result(name)
+            self.values[node] = value
+
+    def _call(self, node: fx.Node) -> Call:
+        if node.op == "call_module":
+            path = str(node.target)
+            return call_module(node, _plain(path), self.traced.modules[path])
+        stack = list(node.meta.get("nn_module_stack", {}).values())
+        path, cls = stack[-1] if stack else ("", "")
+        if isinstance(cls, type):
+            kind = type_of(cls)
+        else:  # a class of one's own is only known by its name
+            kind = str(cls).rpartition(".")[2] if str(cls).startswith("torch.nn.modules.") else ""
+        return call_operation(node, _plain(str(path).partition("@")[0]), kind)
+
+    # -- one operation
+
+    def _value(self, argument: Any) -> Any:
+        """The value of an argument, in which values of nodes may be nested."""
+        from torch.fx import Node as Traced
+
+        if isinstance(argument, Traced):
+            return self.values[argument]
+        if isinstance(argument, (list, tuple)):
+            return tuple(self._value(one) for one in argument)
+        if isinstance(argument, Mapping):
+            return {key: self._value(one) for key, one in argument.items()}
+        if isinstance(argument, slice):
+            parts = [self._value(one) for one in (argument.start, argument.stop, argument.step)]
+            return slice(*parts)
+        return argument
+
+    def _evaluate(self, node: fx.Node, call: Call) -> Any:
+        call = Call(
+            call.operation,
+            tuple(self._value(one) for one in call.args),
+            {name: self._value(one) for name, one in call.kwargs.items()},
+            call.module,
+            call.kind,
+            call.in_place,
+            call.original,
+        )
+        leaves = list(_flatten((call.args, call.kwargs)))
+        if call.operation in operations.SAME_SHAPE:
+            leaves = leaves[:1]
+        inputs = _nodes(leaves)
+        if call.operation in operations.SHAPES or call.operation.startswith(("_assert", "sym_")):
+            return Held()
+        if call.operation == "getattr":
+            if call.args[1] not in ("T", "mT", "data"):
+                return Held()
+            flips = "T" in call.args[1]
+            call = Call("t" if flips else "detach", call.args[:1], {}, call.module, original="aten.getattr")
+        weighted = self._weighted(node, call)
+        if weighted is not None:
+            return weighted
+        if not inputs:
+            return self._constant(call, [one for one in leaves if isinstance(one, Held)])
+        return self._part(node, call) or self._plain_operation(node, call, inputs)
+
+    def _constant(self, call: Call, operands: Sequence[Held]) -> Any:
+        """What an operation on constants gives."""
+        if not operands:
+            return Held()
+        first = operands[0]
+        if len(operands) == 1 and call.operation in operations.COPIES:
+            return first
+        if len(operands) == 1 and call.operation in operations.TRANSPOSES and len(self._shape_of(first)) == 2:
+            return Held(first.path, not first.flipped, first.computed)
+        path = next((one.path for one in operands if one.path), "")
+        return Held(path, first.flipped, computed=True)
+
+    def _part(self, node: fx.Node, call: Call) -> Any:
+        """One of several results, or the list of them; None for any other operation."""
+        value = call.args[0] if call.args else None
+        if call.operation in operations.SPLITS and isinstance(value, Result):
+            axis = describe(self._facts(node, call, 1))[1]["axis"]
+            return Parts(value.node, axis)
+        if call.operation != "getitem":
+            return None
+        key = call.args[1]
+        if isinstance(value, tuple) and isinstance(key, (int, slice)):
+            return value[key]
+        if isinstance(value, Parts):
+            attributes = {"axis": value.axis, "index": key if isinstance(key, int) else None}
+            name = self._name(call, "split")
+            return Result(self._add(node, name, "split", (value.node,), attributes=attributes))
+        if isinstance(value, Several) and isinstance(key, int):
+            recurrent = self.nodes[value.node].op.startswith(("nn.LSTM", "nn.Multihead")) and key == 1
+            return Several(value.node) if recurrent else Result(value.node)
+        if isinstance(value, Result) and isinstance(key, str):  # a dictionary that was given
+            return value
+        return None
+
+    def _plain_operation(self, node: fx.Node, call: Call, inputs: tuple[str, ...]) -> Any:
+        word, attributes = describe(self._facts(node, call, len(inputs)))
+        layers = self._layers_used(call)
+        if layers and word == (call.original or call.operation):
+            attributes = {**attributes, "layers": layers}
+        name = self._name(call, word)
+        added = self._add(node, name, word, inputs, attributes=attributes)
+        self.channels[added] = self._channels_after(word, inputs[0], attributes, node)
+        return Several(added) if self._has_several(node, call) else Result(added)
+
+    def _has_several(self, node: fx.Node, call: Call) -> bool:
+        known = node.meta.get("val")
+        if known is not None:
+            return isinstance(known, (tuple, list))
+        return operations.SEVERAL.fullmatch(call.operation) is not None
+
+    def _facts(self, node: fx.Node, call: Call, inputs: int) -> Facts:
+        first = next((one.node for one in _flatten(call.args) if not isinstance(one, Held)), "")
+        return Facts(call, inputs, self.shapes.get(first), _shape(node), self.channels.get(first), self._numbers)
+
+    def _channels_after(self, word: str, first: str, attributes: Mapping[str, Any], node: fx.Node) -> int | None:
+        """The channel axis of a result, as far as it is known."""
+        before = self.channels.get(first)
+        if word in ("layer_norm", "rms_norm"):
+            return attributes["axes"][-1]  # type: ignore[no-any-return]
+        if word == "group_norm":
+            return 1
+        if word == "transpose":
+            axes = attributes["axes"]
+            return axes.index(before % len(axes)) if axes and before is not None else None
+        fewer = word == "split" and len(_shape(node) or ()) != len(self.shapes[first] or ())
+        return None if fewer or word in ("reshape", "flatten") else before
+
+    # -- operations with a weight
+
+    def _weighted(self, node: fx.Node, call: Call) -> Result | None:
+        """A convolution, a matrix product, a lookup or a normalization; None for any other operation."""
+        kind = call.operation[:-2] if spatial_axes(call.operation) else call.operation
+        if kind in ("conv", "conv_transpose"):
+            return self._convolution(node, call, kind)
+        if kind == "linear":
+            return self._linear(node, call, call.get(0, "input"), call.get(1, "weight"), call.get(2, "bias"), False)
+        if kind in ("matmul", "mm"):
+            return self._linear(node, call, call.get(0, "input"), call.get(1, "other", "mat2"), None, True)
+        if kind == "addmm":
+            return self._linear(node, call, call.get(1, "mat1"), call.get(2, "mat2"), call.get(0, "input"), True)
+        if kind == "embedding":
+            weight = call.get(0, "weight")
+            if not isinstance(weight, Held):
+                return None
+            return self._add_weighted(node, call, "embedding", _nodes(call.get(1, "indices")), weight, {}, -1)
+        return self._batch_norm(node, call) if kind == "batch_norm" else None
+
+    def _convolution(self, node: fx.Node, call: Call, kind: str) -> Result | None:
+        data, weight, bias = call.get(0, "input"), call.get(1, "weight"), call.get(2, "bias")
+        if not isinstance(weight, Held):
+            return None
+        groups = call.get(6, "groups", default=1)
+        shape = _shape(node)
+        channels = 0 if shape is not None and len(shape) == spatial_axes(call.operation) + 1 else 1
+        attributes = {"groups": groups, "channel_axis": channels, "bias": bias is not None}
+        if kind == "conv":
+            attributes["padding"] = _is_padded(call.get(4, "padding", default=0), self._shape_of(weight)[2:])
+        return self._add_weighted(node, call, kind, _nodes(data), weight, attributes, channels)
+
+    def _linear(self, node: fx.Node, call: Call, data: Any, weight: Any, bias: Any, columns: bool) -> Result | None:
+        """``data @ weight`` where the weight's ``columns`` are the outputs, else ``data @ weight.T``."""
+        if not isinstance(weight, Held) or not weight.path or isinstance(bias, Result):
+            return None
+        if len(self._shape_of(weight)) != 2 or not isinstance(data, Result if columns else (Result, Held)):
+            return None  # among them the product of two weights, which is one more weight
+        shape = _shape(node)
+        channels = len(shape) - 1 if shape else -1
+        attributes: dict[str, Any] = {"channel_axis": channels, "bias": bias is not None}
+        layer = self._layer_of(weight, call)
+        if layer is None:
+            return None
+        across = layer.channels == "axis 1"  # the layer's rows are the columns of the tensor
+        if columns ^ weight.flipped ^ across:
+            attributes["transposed"] = True
+        return self._add_weighted(node, call, "linear", _nodes(data), weight, attributes, channels)
+
+    def _add_weighted(
+        self,
+        node: fx.Node,
+        call: Call,
+        op: str,
+        inputs: tuple[str, ...],
+        weight: Held,
+        attributes: dict[str, Any],
+        channels: int,
+    ) -> Result:
+        layer = self._layer_of(weight, call)
+        name, layers = self._owner(weight)
+        if layer is not None and layer.name not in layers:  # a weight that is computed anew, as by a parametrization
+            name, layers = call.module or "(root)", (layer.name,)
+        elif weight.computed:
+            attributes["computed"] = True
+        if len(layers) > 1:
+            attributes["layers"] = layers
+        name = self._unique(name) if name else self._name(call, op)
+        used = layers[0] if len(layers) == 1 else ""
+        added = self._add(node, name, op, inputs, layer=used, attributes=attributes)
+        self.channels[added] = channels
+        return Result(added)
+
+    def _batch_norm(self, node: fx.Node, call: Call) -> Result | None:
+        names = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")
+        data, scale, shift, mean, variance, training, _, epsilon = (
+            call.get(position, name) for position, name in enumerate(names)
+        )
+        if training or not isinstance(mean, Held) or not isinstance(data, Result):
+            return None  # by the numbers of the batch
+        owner, _, tensor = mean.path.rpartition(".")
+        of_module = tensor == "running_mean" and not mean.computed
+        name = (owner or "(root)") if of_module else self._name(call, "batch_norm")
+        means, variances = self._numbers(mean), self._numbers(variance)
+        if means is not None and variances is not None:
+            scales = np.ones_like(means) if scale is None else self._numbers(scale)
+            shifts = np.zeros_like(means) if shift is None else self._numbers(shift)
+            if scales is not None and shifts is not None:
+                self.norms.setdefault(name, Norm(name, means, variances, scales, shifts, float(epsilon)))
+        attributes = {"channel_axis": 1, "scale": scale is not None, "shift": shift is not None}
+        added = self._add(
+            node, self._unique(name) if of_module else name, "batch_norm", (data.node,), attributes=attributes
+        )
+        self.channels[added] = 1
+        return Result(added)
+
+    # -- tensors that the model holds
+
+    def _owner(self, held: Held) -> tuple[str, tuple[str, ...]]:
+        """The module's or parameter's name for a weight, and the layers that are in it."""
+        path = held.path
+        module = path.removesuffix("weight").removesuffix(".") or "(root)"
+        if path.rpartition(".")[2] == "weight" and module in self.layers:
+            return module, (self.layers[module].name,)
+        if path in self.layers:
+            return path, (self.layers[path].name,)
+        inside = dict.fromkeys(
+            layer.name for name, layer in self.layers.items() if path and name.rpartition(".")[0] == path
+        )
+        return path if inside else "", tuple(inside)
+
+    def _layer_of(self, weight: Held, call: Call) -> Layer | None:
+        _, layers = self._owner(weight)
+        if layers:
+            return self.layers[layers[0]]
+        return self.layers.get(call.module or "(root)") if weight.computed else None
+
+    def _layers_used(self, call: Call) -> tuple[str, ...]:
+        """The layers in an operation that has no word: those of the module, or whose tensors it takes."""
+        if call.operation.startswith("nn."):
+            names = (name for name in self.layers if name == call.module or name.startswith(f"{call.module}."))
+        else:
+            held = (one for one in _flatten((call.args, call.kwargs)) if isinstance(one, Held))
+            names = (name for one in held for name in self._owner(one)[1])
+        return tuple(dict.fromkeys(self.layers[name].name for name in names))
+
+    def _shape_of(self, held: Held) -> tuple[int, ...]:
+        tensor = self.traced.tensors.get(held.path)
+        if tensor is None or (held.computed and self._owner(held)[1] == ()):
+            return (0, 0)
+        return tuple(tensor.shape)
+
+    def _numbers(self, held: Any) -> FloatArray | None:
+        """The numbers of a vector that the model holds; float64 as it is, all others as float32."""
+        if not isinstance(held, Held) or held.computed or held.path not in self.traced.tensors:
+            return None
+        import torch
+
+        tensor = self.traced.tensors[held.path].detach()
+        if tensor.is_meta or type(tensor).__name__ == "FakeTensor":
+            return None
+        tensor = tensor.cpu()
+        array: FloatArray = tensor.to(tensor.dtype if tensor.dtype == torch.float64 else torch.float32).numpy().copy()
+        return array
+
+    # -- names and nodes
+
+    def _name(self, call: Call, word: str) -> str:
+        """The module's where all of it is this operation, else the module's and the operation's."""
+        whole = single_operation(call.kind) in _same(call.operation) or call.kind.lower() == call.operation
+        if call.operation.startswith("nn.") or (call.kind and whole):
+            return self._unique(call.module or "(root)")
+        short = word.rpartition(".")[2]
+        return self._unique(f"{call.module}/{short}" if call.module else short, module=bool(call.module))
+
+    def _unique(self, name: str, *, module: bool = True) -> str:
+        """The name, with a number from its second use on. What is no module never takes a module's name."""
+        if not module and (name in self.layers or name in self.traced.modules):
+            name = f"/{name}"
+        found, number = name, 1
+        while found in self.nodes:
+            number += 1
+            found = f"{name}@{number}"
+        return found
+
+    def _add(
+        self,
+        node: fx.Node,
+        name: str,
+        op: str,
+        inputs: tuple[str, ...],
+        *,
+        layer: str = "",
+        attributes: Mapping[str, Any] | None = None,
+    ) -> str:
+        shape = _shape(node)
+        self.shapes[name] = shape
+        known = shape if shape is not None and all(type(size) is int for size in shape) else ()
+        self.nodes[name] = Node(name, op, inputs, layer, known, attributes or {}, node.name)
+        return name
+
+    def finish(self) -> Graph:
+        """The graph of the nodes that matter to an output, in the order in which they were found."""
+        wanted = [name for name, node in self.nodes.items() if node.op == "output"]
+        reached: set[str] = set()
+        while wanted:
+            name = wanted.pop()
+            if name not in reached:
+                reached.add(name)
+                wanted += self.nodes[name].inputs
+        kept = [node for name, node in self.nodes.items() if name in reached or node.op == "input"]
+        norms = {name: norm for name, norm in self.norms.items() if any(_is_call(node.name, name) for node in kept)}
+        return Graph(tuple(kept), norms, self.traced.source)
+
+
+def _is_call(node: str, module: str) -> bool:
+    return node == module or node.startswith(f"{module}@")
+
+
+def _same(operation: str) -> tuple[str, ...]:
+    """The names under which a module's one operation may be traced."""
+    plain = "upsample" if operation.startswith(("upsample", "interpolate")) else operation
+    plain = "dropout" if "dropout" in plain else plain
+    return (plain, operation.removeprefix("_").removesuffix("_with_indices"), "hardtanh" if plain == "relu6" else plain)
+
+
+def _plain(path: str) -> str:
+    """A path without the modules that ``torch.compile`` puts around others."""
+    return ".".join(step for step in path.split(".") if step and step != "_orig_mod")
+
+
+def _shape(node: fx.Node) -> tuple[int, ...] | None:
+    """The shape of a result, of the first of several; None where it is not known."""
+    known = node.meta.get("val")
+    known = known[0] if isinstance(known, (tuple, list)) and known else known
+    shape = getattr(known, "shape", None)
+    return None if shape is None else tuple(shape)
+
+
+def _flatten(value: Any) -> Iterator[Any]:
+    """The results and held tensors in the arguments of an operation, in order."""
+    if isinstance(value, (Result, Parts, Several, Held)):
+        yield value
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _flatten(one)
+    elif isinstance(value, (tuple, list)):
+        for one in value:
+            yield from _flatten(one)
+    elif isinstance(value, slice):
+        yield from _flatten((value.start, value.stop, value.step))
+
+
+def _nodes(value: Any) -> tuple[str, ...]:
+    """The nodes in a value; none for a constant."""
+    return tuple(one.node for one in _flatten((value,)) if not isinstance(one, Held))
+
+
+def _is_padded(padding: Any, kernel: Iterable[int]) -> bool:
+    if isinstance(padding, str):
+        return padding == "same" and any(size != 1 for size in kernel)
+    return any(size != 0 for size in (padding if isinstance(padding, (tuple, list)) else (padding,)))
+
+
+_INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast", "invoke_subgraph", "tag_activation_checkpoint")
+
+
+def _nested(node: fx.Node) -> tuple[fx.Graph, list[Any]] | None:
+    """The graph that an operation only wraps, with what it is given; None for any other operation."""
+    from torch.fx import GraphModule
+
+    name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+    if name not in _INLINED:
+        return None
+    for position, argument in enumerate(node.args):
+        if getattr(argument, "op", "") == "get_attr":
+            owner = node.graph.owning_module
+            inner = owner.get_submodule(str(argument.target)) if owner is not None else None  # type: ignore[union-attr]
+            if isinstance(inner, GraphModule):
+                rest = node.args[position + 1 :]
+                if name == "invoke_subgraph" and rest and isinstance(rest[0], str):
+                    rest = rest[1:]
+                return inner.graph, list(rest)
+    return None

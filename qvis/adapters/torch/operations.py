@@ -1,0 +1,273 @@
+"""What the operations of PyTorch are called in :data:`qvis.layers.OPS`, and the attributes that they have there."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from qvis.adapters.torch.calls import Call, Held
+
+COPIES = {"alias", "detach", "clone", "contiguous", "to", "_to_copy", "type_as", "float", "half", "bfloat16", "double"}
+COPIES |= {"cpu", "cuda", "lift_fresh_copy", "lift_fresh", "identity", "requires_grad"}
+"""Operations that hand on what they take."""
+TRANSPOSES = {"t", "numpy_T", "transpose", "permute", "movedim", "moveaxis", "adjoint"}
+SPLITS = {"chunk", "split", "split_with_sizes", "unbind", "tensor_split", "unsafe_chunk", "unsafe_split"}
+"""Operations with a list of parts as their result."""
+SEVERAL = re.compile(
+    r"nn\.(LSTM|GRU|RNN|LSTMCell|MultiheadAttention|Transformer)|lstm|gru|rnn_\w+|lstm_cell|topk|sort|max|min|median"
+    r"|mode|kthvalue|std_mean|var_mean|\w+_with_indices|native_\w+"
+)
+"""Operations that may have several results, of which each counts as the whole."""
+SHAPES = {"size", "dim", "ndimension", "numel", "len", "stride", "sym_size", "sym_numel", "sym_stride"}
+SHAPES |= {"is_floating_point", "_assert_scalar"}
+SHAPES |= {"zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros", "new_ones"}
+SHAPES |= {"new_full", "new_empty", "new_tensor", "_assert", "_assert_async", "_assert_tensor_metadata", "is_nonzero"}
+"""Operations whose result does not depend on the numbers of what they take."""
+SAME_SHAPE = {"view_as", "expand_as", "reshape_as", *COPIES}
+"""Operations that take the numbers of their first argument alone."""
+VIEWS = {*COPIES, *TRANSPOSES, *SPLITS, "view", "reshape", "slice", "select", "narrow", "unsqueeze", "squeeze"}
+VIEWS |= {"expand", "unflatten", "flatten", "dropout", "getitem", "view_as", "expand_as", "diagonal", "getattr"}
+WHOLE = {*COPIES, "dropout"} - {"clone"}
+"""Operations whose result may be the very tensor that they take."""
+
+
+class Facts(NamedTuple):
+    """What is known of an operation's operands when its attributes are asked for."""
+
+    call: Call
+    inputs: int
+    """How many of its operands are results."""
+    before: tuple[int, ...] | None
+    """The shape of the first operand; None where it is unknown."""
+    after: tuple[int, ...] | None
+    """The shape of the result."""
+    channels: int | None
+    """The channel axis of the first operand."""
+    tensor: Callable[[Held], Any]
+    """Gives the numbers of a tensor that the model holds, None where they are unknown."""
+
+
+Described = tuple[str, dict[str, Any]]
+Rule = Callable[[Facts], Described | None]
+
+
+def describe(facts: Facts) -> Described:
+    """The word for an operation and its attributes; the framework's own name where there is no word for it."""
+    call = facts.call
+    name = re.sub(r"\dd(_with_indices)?$", "", call.operation)
+    found: Described | None = None
+    if name.startswith(("upsample", "_upsample", "interpolate")):
+        found = "resize", {}
+    elif name in _RULES:
+        found = _RULES[name](facts)
+    elif name in _WORDS:
+        found = _WORDS[name], {}
+    return found or (call.original or call.operation, {})
+
+
+_WORDS = {
+    **dict.fromkeys(COPIES, "identity"),
+    **{name: name for name in ("relu", "gelu", "silu", "sigmoid", "tanh", "softmax")},
+    **{name: name for name in ("hardswish", "hardsigmoid", "elu")},
+    "special_expit": "sigmoid",
+    **dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"), "dropout"),
+    "native_dropout": "dropout",
+    **dict.fromkeys(("group_norm", "instance_norm"), "group_norm"),
+    **dict.fromkeys(("max_pool", "adaptive_max_pool", "fractional_max_pool"), "max_pool"),
+    **dict.fromkeys(("avg_pool", "adaptive_avg_pool", "_adaptive_avg_pool"), "avg_pool"),
+    "scaled_dot_product_attention": "attention",
+    "unflatten": "reshape",
+    "view_as": "reshape",
+    "reshape_as": "reshape",
+}
+"""Operations that need no attributes."""
+
+
+def _leaky_relu(facts: Facts) -> Described:
+    return "leaky_relu", {"slope": float(facts.call.get(1, "negative_slope", default=0.01))}
+
+
+def _prelu(facts: Facts) -> Described | None:
+    slopes = facts.call.get(1, "weight")
+    return ("prelu", {"slopes": facts.tensor(slopes)}) if isinstance(slopes, Held) else None
+
+
+def _clip(low: int | None, high: int | None, defaults: tuple[float | None, float | None] = (None, None)) -> Rule:
+    """The bounds are at these positions of the arguments."""
+
+    def rule(facts: Facts) -> Described | None:
+        names = (("min", "min_val"), ("max", "max_val"))
+        bounds = [
+            default if position is None else facts.call.get(position, *spelled, default=default)
+            for position, spelled, default in zip((low, high), names, defaults, strict=True)
+        ]
+        if not all(bound is None or isinstance(bound, (int, float)) for bound in bounds):
+            return None
+        return "clip", {"low": bounds[0], "high": bounds[1]}
+
+    return rule
+
+
+def _arithmetic(word: str) -> Rule:
+    def rule(facts: Facts) -> Described | None:
+        alpha = facts.call.get(2, "alpha", default=1)
+        rounding = facts.call.get(2, "rounding_mode")
+        if (word in ("add", "sub") and alpha != 1) or (word == "div" and rounding is not None):
+            return None
+        return word, {"constant": facts.inputs < 2}
+
+    return rule
+
+
+def _concat(facts: Facts) -> Described:
+    return "concat", {"axis": axis_of(facts.call.get(1, "dim", "axis", default=0), facts.after)}
+
+
+def _take(position: int) -> Rule:
+    """A part along the axis that is the argument at ``position``."""
+
+    def rule(facts: Facts) -> Described:
+        if facts.before is not None and facts.before == facts.after:
+            return "identity", {}
+        return "split", {"axis": axis_of(facts.call.get(position, "dim", default=0), facts.before)}
+
+    return rule
+
+
+def _getitem(facts: Facts) -> Described:
+    """``x[index]``, as it is written in Python."""
+    index = facts.call.args[1]
+    index = index if isinstance(index, tuple) else (index,)
+    if any(one is Ellipsis or isinstance(one, Held) for one in index):
+        return "split", {"axis": None}
+    axes = [axis for axis, one in enumerate([one for one in index if one is not None]) if one != slice(None)]
+    if not axes:
+        return ("reshape" if None in index else "identity"), {}
+    return "split", {"axis": axes[0] if len(axes) == 1 and None not in index else None}
+
+
+def _pad(facts: Facts) -> Described:
+    mode = facts.call.get(2, "mode", default="constant")
+    value = facts.call.get(3, "value", default=0)
+    return "pad", {"value": (value or 0) if mode == "constant" else None}
+
+
+def _flatten(facts: Facts) -> Described:
+    start, end = facts.call.get(1, "start_dim", default=0), facts.call.get(2, "end_dim", default=-1)
+    if facts.before is not None and facts.after is not None:
+        return _reshape(facts)
+    return ("flatten", {"start": start}) if end == -1 else ("reshape", {})
+
+
+def _reshape(facts: Facts) -> Described:
+    before, after = facts.before, facts.after
+    if before is not None and after is not None:
+        if before == after:
+            return "identity", {}
+        for start in range(len(before) - 1):
+            if after == (*before[:start], math.prod(before[start:])):
+                return "flatten", {"start": start}
+        return "reshape", {}
+    sizes = facts.call.args[1:]
+    sizes = tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
+    # The first size is the batch's own: x.view(x.size(0), -1), or a slice of x.shape.
+    if len(sizes) == 2 and sizes[1] == -1 and isinstance(sizes[0], Held):
+        return "flatten", {"start": 1}
+    return "reshape", {}
+
+
+def _transpose(facts: Facts) -> Described:
+    return "transpose", {"axes": order_of(facts.call, facts.before)}
+
+
+def order_of(call: Call, shape: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """The order of axes after a transposition, None where it is unknown."""
+    if call.operation == "permute":
+        given = call.get(1, "dims")
+        given = given if isinstance(given, (tuple, list)) else call.args[1:]
+        if all(isinstance(one, int) for one in given):
+            return tuple(one % len(given) for one in given)
+        return None
+    rank = None if shape is None else len(shape)
+    if call.operation in ("t", "numpy_T"):
+        return tuple(reversed(range(2 if rank is None else rank)))
+    first, second = call.get(1, "dim0"), call.get(2, "dim1")
+    if rank is None or call.operation != "transpose" or not (isinstance(first, int) and isinstance(second, int)):
+        return None
+    order = list(range(rank))
+    order[first], order[second] = order[second], order[first]
+    return tuple(order)
+
+
+def _mean(facts: Facts) -> Described | None:
+    """A mean is a pooling where the channels are not among its axes."""
+    axes = facts.call.get(1, "dim", "axis")
+    axes = [axes] if isinstance(axes, int) else axes
+    if not axes or not all(isinstance(axis, int) for axis in axes):
+        return None
+    rank = None if facts.before is None else len(facts.before)
+    channels = facts.channels
+    if channels is None:
+        channels = 1 if rank is None or rank > 3 else rank - 1
+    if rank is not None:
+        pooled = channels % rank not in {axis % rank for axis in axes}
+    else:
+        # Of images or sequences, (batch, channels, ...): the last axes, and neither of the first two.
+        pooled = channels not in axes and (channels != 1 or all(axis < 0 or axis > 1 for axis in axes))
+    return ("avg_pool", {}) if pooled else None
+
+
+def _layer_norm(word: str) -> Rule:
+    def rule(facts: Facts) -> Described:
+        count = facts.call.get(1, "normalized_shape")
+        count = len(count) if isinstance(count, Sequence) else 1
+        scale = facts.call.get(2, "weight") is not None
+        shift = word == "layer_norm" and facts.call.get(3, "bias") is not None
+        rank = 0 if facts.after is None else len(facts.after)
+        return word, {"axes": tuple(range(rank - count, rank)), "scale": scale, "shift": shift}
+
+    return rule
+
+
+def _matmul(facts: Facts) -> Described | None:
+    return ("matmul", {}) if facts.inputs == 2 else None
+
+
+def axis_of(axis: Any, shape: tuple[int, ...] | None) -> int | None:
+    """An axis counted from the front where the number of axes is known."""
+    if not isinstance(axis, int):
+        return None
+    return axis if shape is None or not shape else axis % len(shape)
+
+
+_RULES: dict[str, Rule] = {
+    "leaky_relu": _leaky_relu,
+    "prelu": _prelu,
+    "hardtanh": _clip(1, 2, (-1.0, 1.0)),
+    "relu6": _clip(None, None, (0.0, 6.0)),
+    "clamp": _clip(1, 2),
+    "clamp_min": _clip(1, None),
+    "clamp_max": _clip(None, 1),
+    "add": _arithmetic("add"),
+    "sub": _arithmetic("sub"),
+    "rsub": _arithmetic("sub"),
+    "mul": _arithmetic("mul"),
+    "div": _arithmetic("div"),
+    "cat": _concat,
+    **dict.fromkeys(("slice", "select", "narrow", "index_select"), _take(1)),
+    **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split"), _take(2)),
+    "unbind": _take(1),
+    "getitem": _getitem,
+    "pad": _pad,
+    "constant_pad_nd": lambda facts: ("pad", {"value": facts.call.get(2, "value", default=0)}),
+    **{f"{kind}_pad": lambda _: ("pad", {"value": None}) for kind in ("reflection", "replication", "circular")},
+    "flatten": _flatten,
+    **dict.fromkeys(("view", "reshape", "squeeze", "unsqueeze"), _reshape),
+    **dict.fromkeys(TRANSPOSES, _transpose),
+    "mean": _mean,
+    "layer_norm": _layer_norm("layer_norm"),
+    "rms_norm": _layer_norm("rms_norm"),
+    **dict.fromkeys(("matmul", "mm", "bmm"), _matmul),
+}
