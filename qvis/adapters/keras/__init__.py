@@ -5,25 +5,22 @@ Layers are named as Keras names them, by the path inside the model: ``encoder/at
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
-import numpy as np
-
+from qvis.adapters.keras.graph import graph as graph
+from qvis.adapters.keras.live import package_of, unit, walk
 from qvis.adapters.keras.parts import RULES
-from qvis.adapters.keras.units import AnyArray, Collector, Unit, Variable
+from qvis.adapters.keras.runner import runner as runner
+from qvis.adapters.keras.units import Collector
 from qvis.errors import UnsupportedModelError
 from qvis.layers import Network
 
-_PACKAGES = ("keras", "tf_keras")
 _ATTENTION = ("MultiHeadAttention", "GroupedQueryAttention", "GroupQueryAttention")
 
 
 def handles(model: object) -> bool:
     """Whether ``model`` is a Keras model or layer. Does not import Keras: without it there is no such object."""
-    return _package(model) is not None
+    return package_of(model) is not None
 
 
 def read(model: Any) -> Network:
@@ -37,12 +34,11 @@ def read(model: Any) -> Network:
     UnsupportedModelError
         The model was not built yet, so that it has no weights.
     """
-    found = Collector()
-    empty = []
-    for name, op, layer in _walk(model, "", None, frozenset()):
-        variables = tuple(_variables(layer, op))
-        found.add(Unit(name, op, _config(layer), variables))
-        if not variables and not layer.built and (op in RULES or op in _ATTENTION):
+    found, empty = Collector(), []
+    for name, op, layer in walk(model):
+        one = unit(name, op, layer)
+        found.add(one)
+        if not one.variables and not layer.built and (op in RULES or op in _ATTENTION):
             empty.append((name, op))
     if (empty and not (model.built and found.layers)) or not (model.built or found.sizes):
         raise UnsupportedModelError(
@@ -54,104 +50,5 @@ def read(model: Any) -> Network:
     return found.network(str(model.name), _framework(model))
 
 
-def _package(model: object) -> Any:
-    """The package the model's class comes from."""
-    for name in _PACKAGES:
-        package = sys.modules.get(name)
-        layer = getattr(getattr(package, "layers", None), "Layer", None)
-        if isinstance(layer, type) and isinstance(model, layer):
-            return package
-    return None
-
-
 def _framework(model: object) -> str:
-    return f"Keras {getattr(_package(model), '__version__', '')}".strip()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Which layers there are
-
-
-def _walk(layer: Any, name: str, op: str | None, above: frozenset[int]) -> Iterator[tuple[str, str, Any]]:
-    """The layer and all inside it, outermost first, as (name, type, layer). One that is in two places comes twice."""
-    op = op or _layer_type(layer)
-    yield name, op, layer
-    above = above | {id(layer)}
-    for child in _children(layer):
-        if id(child) in above:
-            continue
-        if child is getattr(layer, "cell", None):  # a recurrent layer and its cell are one to the user
-            yield from _walk(child, name, op if op in RULES else None, above)
-        else:
-            yield from _walk(child, f"{name}/{child.name}" if name else str(child.name), None, above)
-
-
-def _children(layer: Any) -> list[Any]:
-    found: list[Any] = layer._flatten_layers(include_self=False, recursive=False)
-    return found
-
-
-def _layer_type(layer: Any) -> str:
-    """The name of the Keras layer that a layer is, or is derived from; else of its own class."""
-    for cls in type(layer).__mro__:
-        if cls.__module__.partition(".")[0] in _PACKAGES and cls.__name__ in RULES:
-            return cls.__name__
-    return type(layer).__name__
-
-
-def _config(layer: Any) -> dict[str, Any]:
-    """What the rules ask for; ``get_config`` is the user's own code, and may fail."""
-    return {"equation": getattr(layer, "equation", ""), "dtype": {"config": {"mode": _mode(layer)}}}
-
-
-def _mode(layer: Any) -> str | None:
-    mode = getattr(layer, "quantization_mode", None)
-    return mode if isinstance(mode, str) else None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Their variables
-
-
-def _variables(layer: Any, op: str) -> Iterator[Variable]:
-    is_keras_2 = not hasattr(layer, "_trainable_variables")
-    learned = layer._trainable_weights if is_keras_2 else layer._trainable_variables
-    kept = layer._non_trainable_weights if is_keras_2 else layer._non_trainable_variables
-    merged = _merged(layer)
-    for variable in [*learned, *kept]:
-        name = str(variable.name).rpartition("/")[2].partition(":")[0]
-        if merged is not None and name.startswith("lora_"):
-            continue
-        is_weight = name in RULES.get(op, {})
-        with_update = merged is not None and is_weight
-        yield Variable(
-            name=name,
-            shape=tuple(int(size) for size in variable.shape),
-            dtype=_name(variable.dtype),
-            key=id(variable),
-            read=partial(_numpy, layer if with_update else variable, merged if with_update else None),
-            notes=("computed with its LoRA update",) if with_update else (),
-            learned=is_weight or any(variable is one for one in learned),
-        )
-
-
-def _merged(layer: Any) -> str | None:
-    """The property that holds the kernel together with its low-rank update, None for a layer without one."""
-    if not getattr(layer, "lora_enabled", False) or _mode(layer) is not None:
-        return None
-    return "embeddings" if hasattr(type(layer), "embeddings") else "kernel"
-
-
-def _numpy(holder: Any, attribute: str | None) -> AnyArray:
-    value = holder if attribute is None else getattr(holder, attribute)
-    inner = getattr(value, "value", None)
-    if inner is not None and not callable(inner):  # what a variable of Keras 3 wraps
-        value = inner
-    if hasattr(value, "detach"):  # a tensor of torch, some types of which NumPy does not know
-        value = value.detach().cpu()
-        value = value if str(value.dtype) == "torch.float64" else value.float()
-    return np.asarray(value.numpy() if hasattr(value, "numpy") else value)
-
-
-def _name(dtype: object) -> str:
-    return str(getattr(dtype, "name", dtype)).removeprefix("torch.")
+    return f"Keras {getattr(package_of(model), '__version__', '')}".strip()

@@ -11,6 +11,8 @@ from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from qvis.layers import FloatArray
 
 Config = Mapping[str, Any]
@@ -167,6 +169,54 @@ def kernel_axes(config: Config, axes: int) -> list[int] | None:
         return found or None
     summed = config.get("summed")
     return list(range(summed, axes)) if isinstance(summed, int) and summed < axes else None
+
+
+def bias(
+    op: str, config: Config, variable: str, shape: tuple[int, ...], part: Part, given: tuple[int, ...]
+) -> Callable[[FloatArray], FloatArray] | None:
+    """How a layer's bias, of shape ``given``, becomes (channels,) of one of its weights; None where it is not known."""
+    rule = RULES.get(op, {}).get(_rename(op, variable))
+    if rule is None or variable in ("recurrent_kernel", "embeddings", "reverse_embeddings"):
+        return None
+    if op.startswith("Separable") and variable == "depthwise_kernel":
+        return None  # it is added after the second kernel
+    if rule.kind == "equation":
+        return _einsum_bias(config, shape, given)
+    if rule.kind == "depthwise":
+        return np.ravel if given == (shape[-2] * shape[-1],) else None
+    if rule.kind in ("last", "first", "swapped"):
+        return np.ravel if given == (shape[-2 if rule.kind == "swapped" else -1],) else None
+    if given[-1:] != shape[-1:]:
+        return None
+    index, size = rule.kind.index(part.label[-1]), part.shape[-1]
+    # A GRU may have a second row, for its recurrent kernel.
+    return lambda array: array.reshape(-1, shape[-1])[0, index * size : (index + 1) * size]
+
+
+def _einsum_bias(
+    config: Config, shape: tuple[int, ...], given: tuple[int, ...]
+) -> Callable[[FloatArray], FloatArray] | None:
+    """The bias of an EinsumDense, whose axes are the last of its output, in the order of its channels."""
+    operands = re.fullmatch(r"[^,]*,([a-zA-Z]+)->(.*)", str(config.get("equation", "")).replace(" ", ""))
+    axes = kernel_axes(config, len(shape))
+    if axes is None:
+        return None
+    sizes = [shape[axis] for axis in axes]
+    if operands is None:
+        return np.ravel if list(given) == sizes else None
+    letters = [operands[1][axis] for axis in axes]
+    held = dict(zip(reversed(operands[2].replace(".", "")), reversed(given), strict=False))
+    if any(size != 1 and letter not in letters for letter, size in held.items()):
+        return None  # it differs from place to place
+    kept = [letter for letter in held if letter in letters][::-1]
+
+    def view(array: FloatArray) -> FloatArray:
+        array = array.reshape([held[letter] for letter in kept])
+        array = array.transpose([kept.index(letter) for letter in letters if letter in kept])
+        array = array.reshape([held.get(letter, 1) for letter in letters])
+        return np.broadcast_to(array, sizes).ravel()
+
+    return view
 
 
 def projection(name: str) -> Config | None:

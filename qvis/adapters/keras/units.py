@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qvis.adapters.keras.parts import Config, Part, is_state, quantization, weights
-from qvis.layers import FloatArray, Layer, Network, Skipped
+from qvis.adapters.keras.parts import Config, Part, bias, is_state, quantization, weights
+from qvis.layers import FloatArray, IntArray, Layer, Network, Skipped
 
 AnyArray = NDArray[Any]
 
@@ -30,6 +30,8 @@ class Variable:
     notes: tuple[str, ...] = ()
     learned: bool = True
     """Whether it counts as a parameter."""
+    held: Any = field(default=None, repr=False, compare=False)
+    """Keras's own variable, of a model in memory."""
 
     @property
     def is_float(self) -> bool:
@@ -49,6 +51,22 @@ class Unit:
     op: str
     config: Config
     variables: tuple[Variable, ...]
+    holder: Any = field(default=None, repr=False, compare=False)
+    """Keras's own layer, of a model in memory."""
+
+
+class Source(NamedTuple):
+    """Where a layer's weight comes from."""
+
+    unit: Unit
+    variable: Variable
+    part: Part
+
+    def places(self) -> IntArray:
+        """Where in the flattened variable each number of the weight lies, (channels, elements)."""
+        index: Any = np.arange(self.variable.size).reshape(self.variable.shape)
+        found: Any = self.part.view(index)
+        return np.asarray(found)
 
 
 @dataclass
@@ -56,6 +74,8 @@ class Collector:
     """Gathers the layers of one model: each variable once, further names of it as aliases."""
 
     layers: dict[Hashable, Layer] = field(default_factory=dict)
+    sources: dict[Hashable, list[Source]] = field(default_factory=dict)
+    """Where each of the layers comes from: all its places in the model."""
     skipped: dict[str, Skipped] = field(default_factory=dict)
     sizes: dict[Hashable, int] = field(default_factory=dict)
     names: dict[str, Hashable] = field(default_factory=dict)
@@ -77,6 +97,7 @@ class Collector:
     def _put(self, unit: Unit, variable: Variable, part: Part) -> None:
         key = (variable.key, part.label.rpartition("/")[2] if "part" in part.channels else "")
         name = "/".join(filter(None, (unit.name, part.label))) or "(root)"
+        self.sources.setdefault(key, []).append(Source(unit, variable, part))
         known = self.layers.get(key)
         if known is not None:
             if name not in (known.name, *known.aliases):
@@ -101,6 +122,7 @@ class Collector:
             read=lambda: _matrix(get(), part),
             channels=part.channels,
             notes=tuple(notes),
+            bias=_bias(unit, variable, part),
         )
 
     def skip(self, name: str, reason: str) -> None:
@@ -111,6 +133,22 @@ class Collector:
         """What was gathered, in the order it came."""
         parameters = sum(self.sizes.values())
         return Network(name, framework, tuple(self.layers.values()), tuple(self.skipped.values()), parameters)
+
+
+def _bias(unit: Unit, variable: Variable, part: Part) -> Callable[[], FloatArray] | None:
+    """Reads what the layer adds to the channels of a part."""
+    added = next((one for one in unit.variables if one.name == "bias" and one.is_float), None)
+    if added is None:
+        return None
+    view, read = bias(unit.op, unit.config, variable.name, variable.shape, part, added.shape), added.read
+    if view is None:
+        return None
+
+    def numbers() -> FloatArray:
+        array = read()
+        return view(array if array.dtype == np.float64 else array.astype(np.float32))
+
+    return numbers
 
 
 def _obstacle(unit: Unit, variable: Variable, mode: str | None) -> str | None:

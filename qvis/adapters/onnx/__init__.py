@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qvis.adapters.onnx.graph import Walk, named_functions
 from qvis.adapters.onnx.protobuf import Message, Schema, scan
+from qvis.adapters.onnx.runner import runner as runner
 from qvis.adapters.onnx.tensors import InFile, Live, Place
 from qvis.adapters.values import mapped
 from qvis.errors import BadArgumentError, QvisError
 from qvis.layers import Graph, Network
 from qvis.running import Batch
-
-if TYPE_CHECKING:
-    from qvis.adapters.onnx.runner import OnnxRunner
 
 _MALFORMED = (ArithmeticError, LookupError, OSError, TypeError, ValueError, RecursionError, struct.error)
 """What comes of reading bytes that are not what they should be."""
@@ -65,19 +62,6 @@ def read(model: Any) -> Network:
     if _is_program(model):
         model = model.model_proto
     return _network(model, Live(), model.graph.name or "ModelProto")
-
-
-def runner(model: Any, network: Network, loss: Callable[..., Any] | str | None = None) -> OnnxRunner:
-    """Make the model ready to be run with onnxruntime; ``loss(outputs, labels)`` gives a number for each sample.
-
-    Raises
-    ------
-    NotRunnableError
-        Onnxruntime or onnx is not installed, onnxruntime cannot load the model, or it is larger than 2 GB.
-    """
-    from qvis.adapters.onnx.runner import OnnxRunner
-
-    return OnnxRunner(model, network, loss)
 
 
 def graph(model: Any, example: Batch | None = None) -> Graph:

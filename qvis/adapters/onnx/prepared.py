@@ -184,6 +184,8 @@ def prepare(model: Any, refuse: Callable[[str], QvisError]) -> Prepared:
     except ImportError:
         raise refuse("model: the package onnx is not installed; run: pip install 'qvis[onnx]'") from None
     proto = _copy(model, refuse)
+    # Before version 4 initializers had to be inputs; later ones than 10 add nothing that onnxruntime may need to know.
+    proto.ir_version = min(max(proto.ir_version, 4), 10)
     own = {node.name for node in proto.graph.node if node.name}
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)

@@ -303,7 +303,13 @@ class OnnxRunner:
 
 
 def runner(model: Any, network: Network, loss: Callable[..., Any] | str | None = None) -> OnnxRunner:
-    """Make an ONNX model ready to be run; ``loss(outputs, labels)`` gives a number for each sample."""
+    """Make an ONNX model ready to be run; ``loss(outputs, labels)`` gives a number for each sample.
+
+    Raises
+    ------
+    NotRunnableError
+        Onnxruntime or onnx is not installed, onnxruntime cannot load the model, or it is larger than 2 GB.
+    """
     return OnnxRunner(model, network, loss)
 
 

@@ -66,7 +66,6 @@ def edit(
 
     model = onnx.ModelProto()
     model.CopyFrom(prepared.model)
-    model.ir_version = max(model.ir_version, 4)  # before that, initializers had to be inputs
     graph = model.graph
     nodes = {next(filter(None, node.output), ""): node for node in graph.node}
     before: dict[str, list[Any]] = {}

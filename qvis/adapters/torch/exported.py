@@ -13,9 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+from qvis.adapters.torch.graph import graph_of_export
 from qvis.adapters.torch.parts import RULES, Part, known_type
 from qvis.adapters.torch.tensors import Collector, Source, framework
-from qvis.layers import Network
+from qvis.errors import NoGraphError
+from qvis.layers import Graph, Network
+from qvis.running import Batch
 
 if TYPE_CHECKING:
     from torch import fx
@@ -122,6 +125,22 @@ def read(model: Path | ExportedProgram | fx.GraphModule) -> Network:
     name = program.types.get("", name).rpartition(".")[2]
     parameters = {source.key: source.get().numel() for source in program.parameters.values()}
     return found.network(name, framework(), sum(parameters.values()))
+
+
+def graph(model: Path | ExportedProgram | fx.GraphModule, example: Batch | None = None) -> Graph:  # noqa: ARG001
+    """How data flows through an exported program, which is a graph already: it needs no ``example``.
+
+    Raises
+    ------
+    NoGraphError
+        ``model`` is a file, or a program that no one can follow.
+    """
+    if isinstance(model, Path):
+        raise NoGraphError(
+            "no graph: of a .pt2 file only the weights are read; "
+            f"if you trust it, give what torch.export.load({str(model)!r}) returns"
+        )
+    return graph_of_export(model, read(model))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
