@@ -53,7 +53,7 @@ class Layer:
     along: Callable[[int], Layer] | None = field(default=None, repr=False, compare=False)
     """Gives the same tensor with its output channels along another axis; None where the model says which axis it is."""
     bias: Callable[[], FloatArray] | None = field(default=None, repr=False, compare=False)
-    """Returns what the layer adds to its output channels, (channels,); None for a layer without, or of unknown, bias."""
+    """Returns what the layer adds to its output channels, (channels,); None where it adds nothing or it is unknown."""
     stored: Layer | None = field(default=None, repr=False, compare=False)
     """The layer as the model holds it, where :attr:`weight` has normalizations folded in."""
     norms: tuple[str, ...] = ()
@@ -359,7 +359,7 @@ class LayerAnalysis:
     sensitivity: LayerSensitivity | None = None
     """What quantizing the layer does to the output of the model; None where the weights alone are known."""
     remedies: tuple[Remedy, ...] = ()
-    """What would help, the most effective first; for layers that need help."""
+    """What would help, what costs nothing first; for layers that need help."""
 
     @property
     def weights(self) -> int:
@@ -427,6 +427,8 @@ class Analysis:
     graph: Graph | None = field(default=None, repr=False)
     no_graph: str = ""
     """Why there is no graph."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Why a normalization was not folded, by its name."""
 
     @cached_property
     def ranked(self) -> tuple[LayerAnalysis, ...]:
@@ -438,7 +440,7 @@ class Analysis:
         return tuple(self.layers[i] for i in order)
 
     def badness(self, layer: LayerAnalysis) -> float:
-        """What layers of one severity are ranked by: the damage to the output where it is known, else the noise share."""
+        """What layers of one severity are ranked by: the damage to the output where it is known, or the noise share."""
         if layer.sensitivity is None or self.sensitivity is None:
             return layer.noise_share
         return self.damage(layer)

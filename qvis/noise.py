@@ -222,7 +222,7 @@ def span(low: float, high: float, bits: int) -> Grid:
 def round_input(values: FloatArray, grid: Grid) -> FloatArray:
     """Values rounded to the points of a grid, those beyond its ends to the end."""
     step = values.dtype.type(grid.step)
-    codes = np.rint(values / step)
+    codes: FloatArray = np.rint(values / step)
     np.clip(codes, -grid.zero, 2**grid.bits - 1 - grid.zero, out=codes)
     codes *= step
     return codes

@@ -77,8 +77,8 @@ class Runner(Protocol):
     """A model made ready to be run on other weights than its own. The model itself is never changed.
 
     It runs in evaluation mode. Every real output counts, flattened out of whatever structure the model returns, in a
-    fixed order, with the samples along the first axis. What is no real number, or has no derivative, is cut off and named
-    in :attr:`notes`; where that leaves nothing, what went into the cut operation is the output.
+    fixed order, with the samples along the first axis. What is no real number, or has no derivative, is cut off and
+    named in :attr:`notes`; where that leaves nothing, what went into the cut operation is the output.
     """
 
     layers: tuple[str, ...]

@@ -51,7 +51,7 @@ class Adapter(Protocol):
     # Optional; an adapter without them reads weights only.
     #
     # def graph(model, example: Batch | None) -> Graph
-    #     How data flows through the model; raises NoGraphError. ``example`` is a batch it can be run on, if there is one.
+    #     How data flows through the model; raises NoGraphError. ``example`` is a batch that it can be run on.
     #
     # def runner(model, network: Network, loss: object = None) -> Runner
     #     The model made ready to be run; raises NotRunnableError. ``loss`` takes the place of the outputs.

@@ -148,7 +148,7 @@ def coarse(values: FloatArray, bars: int) -> FloatArray:
 
 
 def weight_histogram(weight: FloatArray, importance: FloatArray | None) -> Histogram:
-    """The distribution of a layer's weights (channels, elements); importance (channels,) counts for each channel alike."""
+    """The distribution of weights (channels, elements); importance (channels,) is spread evenly in each channel."""
     finite = np.isfinite(weight)
     values = np.where(finite, weight, 0)
     histogram = Histogram(float(values.min(initial=0)), float(values.max(initial=0)))

@@ -82,6 +82,8 @@ class LayerSensitivity:
     """Measured damage of rounding the weights of all layers but this one; empty where it was not measured."""
     importance: FloatArray
     """The sum of squared derivatives of the output by each channel's weights for one sample, (channels,)."""
+    weight_histogram: Histogram
+    """Of the weights; the importance of a channel is spread evenly over its weights."""
     entering: InputStatistics | None
     operations: int
     """Multiplications for one sample."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -31,6 +31,11 @@ class Ready:
     folded: Folded | None = None
     """None where nothing was folded."""
     notes: tuple[str, ...] = ()
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """Why a normalization was not folded, by its name."""
+        return {} if self.folded is None else self.folded.refused
 
 
 def prepare(

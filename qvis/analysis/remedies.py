@@ -1,4 +1,4 @@
-"""What would help a layer that quantization hurts: each remedy with what it would leave of the damage, or would cost."""
+"""What would help a layer that quantization hurts: what each remedy would leave of the damage, or would cost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from qvis.words import listed, listed_names, percent
 HOMOGENEOUS = {"relu", "leaky_relu", "prelu", "identity", "dropout", "max_pool", "avg_pool", "batch_norm"}
 """Operations that a positive factor for each channel passes through; a batch_norm when it is folded."""
 APPLYING = {"conv", "conv_transpose", "linear"}
-WIDEST = 16
+WIDTHS = (4, 8, 16)
+"""Widths that devices compute with."""
 
 
 def find_remedies(layer: LayerAnalysis, analysis: Analysis) -> tuple[Remedy, ...]:
@@ -22,10 +23,10 @@ def find_remedies(layer: LayerAnalysis, analysis: Analysis) -> tuple[Remedy, ...
     """
     if layer.severity not in (Severity.WATCH, Severity.PROBLEM):
         return ()
-    found = [*_of_grid(layer, analysis), *_of_inputs(layer, analysis), *_of_bits(layer, analysis)]
-    # those whose effect is known first, the most effective of them at the head
-    found.sort(key=lambda remedy: (remedy.damage != remedy.damage, remedy.damage))
-    return (*found, *_of_neighbours(layer, analysis.graph), *_of_dead(layer), *_of_float(layer, analysis))
+    free = [*_of_grid(layer, analysis), *_of_inputs(layer, analysis), *_of_neighbours(layer, analysis.graph)]
+    # what costs nothing first, but for what is known not to be enough
+    free.sort(key=lambda remedy: hurts(remedy.damage, analysis.thresholds))
+    return (*free, *_of_bits(layer, analysis), *_of_dead(layer), *_of_float(layer, analysis))
 
 
 def _of_grid(layer: LayerAnalysis, analysis: Analysis) -> Iterator[Remedy]:
@@ -33,10 +34,10 @@ def _of_grid(layer: LayerAnalysis, analysis: Analysis) -> Iterator[Remedy]:
     if known is None:
         if layer.noise_share_channel < layer.noise_share / 4:
             left = decibels(1.0, layer.noise_share_channel)
-            yield Remedy("per_channel", f"A grid per channel: a quarter of the channels would keep {left:.1f} dB or less.")
+            text = f"A grid per channel: a quarter of the channels would keep {left:.1f} dB or less."
+            yield Remedy("per_channel", text)
         return
-    sensitivity, result = known
-    own, shared = (result.damage(analysis.bits, one).value for one in ("channel", "tensor"))
+    own, shared = (known[1].damage(analysis.bits, one).value for one in ("channel", "tensor"))
     if own < shared / 2:
         yield Remedy("per_channel", f"A grid per channel for its weights: {_left(own)}.", own)
 
@@ -66,11 +67,11 @@ def _of_bits(layer: LayerAnalysis, analysis: Analysis) -> Iterator[Remedy]:
         if not hurts(damage, analysis.thresholds):
             continue
         # each bit more halves the step, and quarters the noise
-        widths = [bits for bits in range(analysis.bits + 1, WIDEST + 1)]
-        left_by_width = {bits: damage * 4.0 ** (analysis.bits - bits) for bits in widths}
-        bits = next((one for one in widths if not hurts(left_by_width[one], analysis.thresholds)), WIDEST)
-        left = left_by_width.get(bits, damage)
-        yield Remedy("more_bits", f"{bits} bits for its {words}: {_left(left)}.", left)
+        by_width = {bits: damage * 4.0 ** (analysis.bits - bits) for bits in WIDTHS if bits > analysis.bits}
+        enough = (width for width, left in by_width.items() if not hurts(left, analysis.thresholds))
+        bits = next(enough, max(by_width, default=0))
+        if bits:
+            yield Remedy("more_bits", f"{bits} bits for its {words}: {_left(by_width[bits])}.", by_width[bits])
 
 
 def _of_neighbours(layer: LayerAnalysis, graph: Graph | None) -> Iterator[Remedy]:
@@ -87,13 +88,12 @@ def _of_dead(layer: LayerAnalysis) -> Iterator[Remedy]:
 
 
 def _of_float(layer: LayerAnalysis, analysis: Analysis) -> Iterator[Remedy]:
-    known = _known(layer, analysis)
+    known, weights = _known(layer, analysis), percent(layer.weights / max(1, _weights(analysis)))
     if known is None:
-        yield Remedy("float", f"Leave it in float: {percent(layer.weights / max(1, _weights(analysis)))} of the weights.")
+        yield Remedy("float", f"Leave it in float: {weights} of the weights.")
         return
     total = sum(one.operations for one in known[0].layers)
     share = known[1].operations / total if total else 0.0
-    weights = percent(layer.weights / max(1, _weights(analysis)))
     cost = f"{percent(share)} of the multiplications and {weights} of the weights"
     yield Remedy("float", f"Leave it in float: {cost} stay so, and its damage is gone.", 0.0)
 
@@ -110,7 +110,7 @@ def _known(layer: LayerAnalysis, analysis: Analysis) -> tuple[Sensitivity, Layer
 
 def hurts(damage: float, thresholds: Thresholds) -> bool:
     """Whether a damage deserves a look."""
-    return decibels(1.0, damage) < thresholds.watch_db
+    return bool(decibels(1.0, damage) < thresholds.watch_db)  # nothing is known of NaN
 
 
 def _left(damage: float) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from qvis import adapters
+from qvis.analysis.calibration import weight_histogram
 from qvis.analysis.damage import Damage, InputStatistics, Key, LayerSensitivity, Sensitivity
 from qvis.analysis.preparing import Ready, place, prepare, spread_passes
 from qvis.analysis.rounding import checked_bits
@@ -244,7 +245,7 @@ def study_layers(
         notes=(*runner.notes, *notes),
         loss=loss,
         skipped=tuple(
-            Skipped(layer.name, "cannot be run on other weights") for layer in network.layers if layer.name not in served
+            Skipped(one.name, "cannot be run on other weights") for one in network.layers if one.name not in served
         ),
     )
 
@@ -259,10 +260,12 @@ def _predict(study: Study, outcome: Outcome) -> list[LayerSensitivity]:
     layers = []
     for index, layer in enumerate(study.layers):
         known, noise = study.entering.get(layer.name), study.noise.get(layer.name)
+        importance = np.zeros(0) if noise is None else noise.by_channel()
         entering = None
         if known is not None:
-            mean, importance = known.total / max(known.count, 1), known.importance / max(study.differentiated, 1)
-            entering = InputStatistics(known.low, known.high, mean, importance, known.histogram)
+            mean = known.total / max(known.count, 1)
+            by_channel = known.importance / max(study.differentiated, 1)
+            entering = InputStatistics(known.low, known.high, mean, by_channel, known.histogram)
         layers.append(
             LayerSensitivity(
                 name=layer.name,
@@ -270,7 +273,8 @@ def _predict(study: Study, outcome: Outcome) -> list[LayerSensitivity]:
                 weights=dict(zip(keys, _damages(weights, index), strict=True)) if outcome.passes else {},
                 inputs=by_name.get(layer.name, {}),
                 without={},
-                importance=np.zeros(0) if noise is None else noise.by_channel(),
+                importance=importance,
+                weight_histogram=weight_histogram(study.weights[layer.name], importance),
                 entering=entering,
                 operations=study.operations.get(layer.name, 0),
                 output_sqnr=study.output_sqnr(layer.name),

@@ -32,7 +32,7 @@ class _Norms(TorchFunctionMode):
         self.tables: dict[int, int] = {}
         """The length of the table that an input chooses from, by the memory of the input."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name == "_set_grad_enabled":

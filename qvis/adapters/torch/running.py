@@ -1,21 +1,21 @@
 """Runs a PyTorch module on other weights than its own, and differentiates it, as :mod:`qvis.running` describes.
 
-The module is run as it is, by its own code, so that whatever Python it contains works. For the time of a run its weights
-are exchanged, and everything is put back after it.
+The module is run as it is, by its own code, so that whatever Python it contains works. For the time of a run its
+weights are exchanged, and everything is put back after it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from qvis.adapters.torch.parts import Part, rows
-from qvis.adapters.torch.tap import Cut, Tap, find_cut, outputs_of
-from qvis.adapters.torch.tensors import _stored_type, identity
+from qvis.adapters.torch.tap import Cut, Tap, find_cut
+from qvis.adapters.torch.tensors import _stored_type
 from qvis.errors import BadArgumentError, NotRunnableError, QvisError
 from qvis.layers import FloatArray, Network, Norm
 from qvis.running import Batch, Gradient, Grid, Passage, Probe
@@ -41,7 +41,7 @@ class Leaf:
     placed: Tensor | None = None
     """The numbers to run on instead."""
 
-    def now(self, others: Mapping[str, FloatArray] = {}) -> Tensor:  # noqa: B006
+    def now(self, others: Mapping[str, FloatArray] = {}) -> Tensor:
         """The numbers to run on; ``others`` are matrices of some of its layers."""
         tensor = self.own if self.placed is None else self.placed
         return _written(tensor, {self.parts[name]: others[name] for name in self.parts if name in others})
@@ -244,11 +244,6 @@ class TorchRunner:
 # What there is to exchange
 
 
-def runner(model: nn.Module, network: Network, loss: Callable[..., Any] | str | None = None) -> TorchRunner:
-    """Make a module ready to be run; ``loss(outputs, labels)`` gives a number for each sample."""
-    return TorchRunner(model, network, loss)
-
-
 def _leaves(model: nn.Module, wanted: set[str]) -> Iterator[Leaf]:
     """The tensors that hold the wanted layers, tied ones once."""
     import torch
@@ -334,10 +329,10 @@ def _widen(module: nn.Module, undo: ExitStack) -> None:
 
     for name, parameter in list(module._parameters.items()):
         if parameter is not None and wide(parameter) is not parameter:
-            _put(module._parameters, name, wide(parameter), undo)  # type: ignore[arg-type]
+            _put(module._parameters, name, wide(parameter), undo)
     for name, buffer in list(module._buffers.items()):
         if buffer is not None:
-            _put(module._buffers, name, wide(buffer.clone()), undo)  # type: ignore[arg-type]
+            _put(module._buffers, name, wide(buffer.clone()), undo)
 
 
 def _normalize(module: nn.Module, norm: Norm, undo: ExitStack) -> None:
@@ -355,7 +350,7 @@ def _normalize(module: nn.Module, norm: Norm, undo: ExitStack) -> None:
         holder = module._buffers if name.startswith("running") else module._parameters
         if holder.get(name) is not None:
             tensor = torch.tensor(value, dtype=like.dtype, device=like.device)
-            _put(holder, name, tensor, undo)  # type: ignore[arg-type]
+            _put(holder, name, tensor, undo)
 
 
 @contextmanager
@@ -421,13 +416,13 @@ def _numpy(tensor: Tensor) -> FloatArray:
 
     tensor = tensor.detach().resolve_conj().resolve_neg()
     tensor = tensor if tensor.dtype == torch.float64 else tensor.float()
-    return tensor.cpu().numpy()  # type: ignore[no-any-return]
+    return tensor.cpu().numpy()
 
 
 def _named_loss(name: str) -> Callable[..., Any]:
     from torch.nn import functional
 
-    losses = {
+    losses: dict[str, Callable[..., Any]] = {
         "cross_entropy": partial(functional.cross_entropy, reduction="none"),
         "mse": lambda outputs, labels: (outputs - labels).square().flatten(1).mean(1),
     }
