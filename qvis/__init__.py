@@ -12,7 +12,16 @@ from qvis.version import __version__
 
 if TYPE_CHECKING:
     from qvis.analysis import analyze
-    from qvis.errors import BadArgumentError, OutputError, QvisError, UnknownLayerError, UnsupportedModelError
+    from qvis.analysis.damage import Sensitivity
+    from qvis.analysis.sensitivity import sensitivity
+    from qvis.errors import (
+        BadArgumentError,
+        NotRunnableError,
+        OutputError,
+        QvisError,
+        UnknownLayerError,
+        UnsupportedModelError,
+    )
     from qvis.layers import Thresholds
     from qvis.report import (
         Report,
@@ -22,11 +31,14 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "NotRunnableError": "qvis.errors",
     "analyze": "qvis.analysis",
+    "sensitivity": "qvis.analysis.sensitivity",
     "BadArgumentError": "qvis.errors",
     "OutputError": "qvis.errors",
     "QvisError": "qvis.errors",
     "Report": "qvis.report",
+    "Sensitivity": "qvis.analysis.damage",
     "Thresholds": "qvis.layers",
     "UnknownLayerError": "qvis.errors",
     "UnsupportedModelError": "qvis.errors",
@@ -37,14 +49,17 @@ _HOMES = {
 
 __all__ = [
     "BadArgumentError",
+    "NotRunnableError",
     "OutputError",
     "QvisError",
     "Report",
+    "Sensitivity",
     "Thresholds",
     "UnknownLayerError",
     "UnsupportedModelError",
     "__version__",
     "analyze",
+    "sensitivity",
     "visualize_changes_after_optimization",
     "visualize_relative_weight_ranges",
     "visualize_weight_ranges",

@@ -10,13 +10,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from functools import cached_property
-from math import inf, isfinite, log10
-from typing import Any
+from math import inf, isfinite, log10, nan
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qvis.errors import BadArgumentError
+
+if TYPE_CHECKING:
+    from qvis.analysis.damage import LayerSensitivity, Sensitivity
 
 FloatArray = NDArray[np.floating[Any]]
 IntArray = NDArray[np.integer[Any]]
@@ -50,7 +53,7 @@ class Layer:
     along: Callable[[int], Layer] | None = field(default=None, repr=False, compare=False)
     """Gives the same tensor with its output channels along another axis; None where the model says which axis it is."""
     bias: Callable[[], FloatArray] | None = field(default=None, repr=False, compare=False)
-    """Returns what the layer adds to its output channels, (channels,); None for a layer without, or of unknown, bias."""
+    """Returns what the layer adds to its output channels, (channels,); None where it adds nothing or it is unknown."""
     stored: Layer | None = field(default=None, repr=False, compare=False)
     """The layer as the model holds it, where :attr:`weight` has normalizations folded in."""
     norms: tuple[str, ...] = ()
@@ -298,7 +301,8 @@ class Reason:
     """One finding about a layer, in plain words with its numbers."""
 
     kind: str
-    """``nonfinite``, ``zero``, ``noise``, ``starved``, ``outliers``, ``dead``, ``near_dead`` or ``single``."""
+    """``nonfinite``, ``zero``, ``damage``, ``inputs``, ``noise``, ``starved``, ``outliers``, ``dead``, ``near_dead`` or
+    ``single``."""
     text: str
     severity: Severity
     """How severe it makes the layer; a layer is as severe as its weightiest reason."""
@@ -306,6 +310,20 @@ class Reason:
     """The channels it is about."""
     evidence: str = "from the weights alone"
     """What it rests on."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What would help a layer."""
+
+    kind: str
+    """``per_channel``, ``equalize``, ``more_bits``, ``clip``, ``prune`` or ``float``."""
+    text: str
+    damage: float = nan
+    """What would be left of the damage; NaN where it is not known."""
 
     def __str__(self) -> str:
         return self.text
@@ -334,6 +352,14 @@ class LayerAnalysis:
     """Channel indices by finding: ``outliers``, ``starved``, ``dead``, ``near_dead``, ``nonfinite``."""
     digest: str = ""
     """sha256 of the weight's bytes, as hexadecimal digits."""
+    norms: tuple[str, ...] = ()
+    """The normalizations that are folded into the weights shown here."""
+    stored: LayerAnalysis | None = None
+    """The same of the weights as the model holds them, where normalizations were folded."""
+    sensitivity: LayerSensitivity | None = None
+    """What quantizing the layer does to the output of the model; None where the weights alone are known."""
+    remedies: tuple[Remedy, ...] = ()
+    """What would help, what costs nothing first; for layers that need help."""
 
     @property
     def weights(self) -> int:
@@ -396,15 +422,34 @@ class Analysis:
     fingerprint: str
     """sha256 over names, shapes and weights of the layers: the same for the same model, whatever the machine."""
     evidence: str = "from the weights alone"
+    sensitivity: Sensitivity | None = None
+    """What quantization does to the output; None where the weights alone are known."""
+    graph: Graph | None = field(default=None, repr=False)
+    no_graph: str = ""
+    """Why there is no graph."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Why a normalization was not folded, by its name."""
 
     @cached_property
     def ranked(self) -> tuple[LayerAnalysis, ...]:
-        """The layers, worst first: by severity, then by the noise that rounding brings."""
+        """The layers, worst first: by severity, then by the damage or, where it is not known, by the noise."""
         order = sorted(
             range(len(self.layers)),
-            key=lambda i: (-self.layers[i].severity.rank, -np.nan_to_num(self.layers[i].noise_share, nan=inf), i),
+            key=lambda i: (-self.layers[i].severity.rank, -np.nan_to_num(self.badness(self.layers[i]), nan=inf), i),
         )
         return tuple(self.layers[i] for i in order)
+
+    def badness(self, layer: LayerAnalysis) -> float:
+        """What layers of one severity are ranked by: the damage to the output where it is known, or the noise share."""
+        if layer.sensitivity is None or self.sensitivity is None:
+            return layer.noise_share
+        return self.damage(layer)
+
+    def damage(self, layer: LayerAnalysis) -> float:
+        """What rounding the weights of a layer does to the output, at the width and on the grid that are judged."""
+        if layer.sensitivity is None or self.sensitivity is None:
+            return nan
+        return layer.sensitivity.damage(self.bits, self.sensitivity.granularities[0]).value
 
     @property
     def problematic_layers(self) -> tuple[LayerAnalysis, ...]:

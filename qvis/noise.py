@@ -214,7 +214,7 @@ def evenly(values: FloatArray, most: int = SAMPLED) -> tuple[slice, float]:
 
 def span(low: float, high: float, bits: int) -> Grid:
     """The asymmetric grid from ``low`` to ``high``, stretched so that it holds zero exactly (arXiv 1712.05877, 2.1)."""
-    low, high = min(low, 0.0), max(high, 0.0)
+    low, high = float(min(low, 0.0)), float(max(high, 0.0))
     step = (high - low) / (2**bits - 1)
     return Grid(bits, step or 1.0, int(np.rint(-low / step)) if step else 0)
 
@@ -222,7 +222,7 @@ def span(low: float, high: float, bits: int) -> Grid:
 def round_input(values: FloatArray, grid: Grid) -> FloatArray:
     """Values rounded to the points of a grid, those beyond its ends to the end."""
     step = values.dtype.type(grid.step)
-    codes = np.rint(values / step)
+    codes: FloatArray = np.rint(values / step)
     np.clip(codes, -grid.zero, 2**grid.bits - 1 - grid.zero, out=codes)
     codes *= step
     return codes

@@ -35,6 +35,11 @@ class Grid:
     step: float
     zero: int
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The smallest and the largest number that it holds."""
+        return -self.zero * self.step, (2**self.bits - 1 - self.zero) * self.step
+
 
 @dataclass(frozen=True)
 class Passage:
@@ -72,8 +77,8 @@ class Runner(Protocol):
     """A model made ready to be run on other weights than its own. The model itself is never changed.
 
     It runs in evaluation mode. Every real output counts, flattened out of whatever structure the model returns, in a
-    fixed order, with the samples along the first axis. What is no real number, or has no derivative, is cut off and named
-    in :attr:`notes`; where that leaves nothing, what went into the cut operation is the output.
+    fixed order, with the samples along the first axis. What is no real number, or has no derivative, is cut off and
+    named in :attr:`notes`; where that leaves nothing, what went into the cut operation is the output.
     """
 
     layers: tuple[str, ...]
@@ -116,6 +121,11 @@ class Runner(Protocol):
     def differentiate(self, batch: Batch, probe: Probe) -> Iterable[Gradient]:
         """The derivative of ``sum(probe(outputs) * outputs)`` for each layer of :attr:`layers`."""
         ...
+
+    # Optional; without it only data will do.
+    #
+    # def imitate(example: Batch, samples: int, seed: int = 0) -> tuple[list[Batch], str]
+    #     Inputs made up in the shapes and types of ``example``, and how they were made.
 
 
 class Track(Protocol):

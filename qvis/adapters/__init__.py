@@ -15,8 +15,16 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from qvis.errors import BadArgumentError, UnknownLayerError, UnsupportedModelError, suggest
-from qvis.layers import Layer, Network
+from qvis.errors import (
+    BadArgumentError,
+    NoGraphError,
+    NotRunnableError,
+    UnknownLayerError,
+    UnsupportedModelError,
+    suggest,
+)
+from qvis.layers import Graph, Layer, Network
+from qvis.running import Batch, Runner
 
 BUILT_IN = ("torch.exported", "keras", "keras.files", "keras.saved_model", "torch", "onnx", "tflite", "checkpoint")
 """Modules of this package, asked in this order. A Keras model on the torch backend is a module too, and some files are
@@ -43,7 +51,7 @@ class Adapter(Protocol):
     # Optional; an adapter without them reads weights only.
     #
     # def graph(model, example: Batch | None) -> Graph
-    #     How data flows through the model; raises NoGraphError. ``example`` is a batch it can be run on, if there is one.
+    #     How data flows through the model; raises NoGraphError. ``example`` is a batch that it can be run on.
     #
     # def runner(model, network: Network, loss: object = None) -> Runner
     #     The model made ready to be run; raises NotRunnableError. ``loss`` takes the place of the outputs.
@@ -81,12 +89,7 @@ def read(
         A path that does not exist, ``selected_layers`` that are no names, or a ``channel_axis`` for a layer whose axis
         is another one for sure.
     """
-    if isinstance(model, (str, PathLike)):
-        model = _existing(model)
-    failures: list[str] = []
-    adapter = find(model, failures)
-    if adapter is None:
-        raise UnsupportedModelError("; ".join([f"model: cannot read {_describe(model)}; give {ACCEPTED}", *failures]))
+    adapter, model = _adapter(model)
     network = adapter.read(model)
     if not network.layers:
         left_out = "".join(f"; {skipped.name!r} {skipped.reason}" for skipped in network.skipped[:3])
@@ -94,8 +97,66 @@ def read(
     if channel_axis is not None:
         network = replace(network, layers=_turn(network, channel_axis))
     if selected_layers is not None:
-        network = replace(network, layers=_select(network, selected_layers))
+        network = select(network, selected_layers)
     return network if name is None else replace(network, name=name)
+
+
+def graph(model: object, example: Batch | None = None) -> Graph:
+    """How data flows through a model.
+
+    Parameters
+    ----------
+    model
+        A model object, or the path of a file.
+    example
+        A batch that the model can be run on. Without one the graph is only found where the code of the model does not
+        ask for shapes or numbers.
+
+    Raises
+    ------
+    NoGraphError
+        It cannot be found.
+    """
+    adapter, model = _adapter(model)
+    find_graph = getattr(adapter, "graph", None)
+    if find_graph is None:
+        raise NoGraphError(f"no graph: {_describe(model)} holds weights without the operations between them")
+    return cast(Graph, find_graph(model, example))
+
+
+def runner(model: object, network: Network, loss: object = None) -> Runner:
+    """The model made ready to be run on other weights than its own.
+
+    Parameters
+    ----------
+    model
+        A model object, or the path of a file.
+    network
+        What :func:`read` returned for it; weights of other layers are not exchanged.
+    loss
+        What takes the place of the outputs; see :func:`qvis.sensitivity`.
+
+    Raises
+    ------
+    NotRunnableError
+        It cannot be run.
+    """
+    adapter, model = _adapter(model)
+    make = getattr(adapter, "runner", None)
+    if make is None:
+        raise NotRunnableError(f"model: {_describe(model)} can be read, but not run; give the model itself")
+    return cast(Runner, make(model, network, loss))
+
+
+def _adapter(model: object) -> tuple[Adapter, object]:
+    """The adapter for a model, and the model as the adapter takes it."""
+    if isinstance(model, (str, PathLike)):
+        model = _existing(model)
+    failures: list[str] = []
+    adapter = find(model, failures)
+    if adapter is None:
+        raise UnsupportedModelError("; ".join([f"model: cannot read {_describe(model)}; give {ACCEPTED}", *failures]))
+    return adapter, model
 
 
 def _existing(model: str | PathLike[str]) -> Path:
@@ -137,8 +198,8 @@ def _spell(cls: type) -> str:
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _select(network: Network, selected_layers: str | Iterable[str]) -> tuple[Layer, ...]:
-    """The layers that at least one of the names or patterns means, in the network's order."""
+def select(network: Network, selected_layers: str | Iterable[str]) -> Network:
+    """The network with the layers alone that at least one of the names or patterns means, in their own order."""
     wanted = [selected_layers] if isinstance(selected_layers, str) else list(selected_layers)
     if not wanted or not all(isinstance(one, str) for one in wanted):
         raise BadArgumentError(
@@ -149,7 +210,7 @@ def _select(network: Network, selected_layers: str | Iterable[str]) -> tuple[Lay
     chosen: set[str] = set()
     for one in wanted:
         chosen |= _matching(network, names, one, "selected_layers")
-    return tuple(layer for layer in network.layers if layer.name in chosen)
+    return replace(network, layers=tuple(layer for layer in network.layers if layer.name in chosen))
 
 
 def _matching(network: Network, names: dict[str, set[str]], wanted: str, argument: str) -> set[str]:

@@ -10,11 +10,17 @@ from typing import Any
 import numpy as np
 
 from qvis.analysis.blocks import Pool, pool
+from qvis.analysis.damage import Sensitivity
 from qvis.analysis.problems import find_flags, find_reasons, noise_share
 from qvis.analysis.rounding import checked_bits, rounding_noise
 from qvis.analysis.statistics import channel_statistics
+from qvis.analysis.verdicts import judge
 from qvis.layers import Analysis, FloatArray, Layer, LayerAnalysis, Network, Severity, Thresholds
+from qvis.running import Track, silently
 from qvis.words import encodable
+
+WIDTHS = (8, 6, 4, 3, 2)
+"""Widths that are looked at beside the one that is judged."""
 
 Progress = Callable[[Sequence[Layer]], Iterator[Layer]]
 """Yields the layers it is given, and shows how far their consumer has come."""
@@ -28,9 +34,21 @@ def analyze(
     thresholds: Thresholds | None = None,
     name: str | None = None,
     channel_axis: int | Mapping[str, int] | None = None,
+    inputs: Any = None,
+    example_inputs: Any = None,
+    labels: Any = None,
+    loss: Any = None,
+    measure: str = "none",
+    samples: int = 64,
+    fold: bool = True,
+    sensitivity: Sensitivity | None = None,
     progress: Progress = iter,
+    track: Track = silently,
 ) -> Analysis:
-    """Find out what rounding its weights would do to a model; nothing is written, and the model is not changed.
+    """Find out what quantization would do to a model; nothing is written, and the model is not changed.
+
+    Layers are judged by the best evidence at hand: measured, predicted from data, predicted from made-up inputs, or
+    from the weights alone.
 
     Parameters
     ----------
@@ -46,8 +64,17 @@ def analyze(
         What the report calls the model; its class or file name by default.
     channel_axis
         For a bare checkpoint, the axis of the output channels: of all tensors, or by name or pattern.
+    inputs, example_inputs, labels, loss, measure, samples
+        Data to run the model on, and what to do with them; see :func:`qvis.sensitivity`. Without ``inputs`` and
+        ``example_inputs`` the model is not run.
+    fold
+        Judge weights with normalizations folded in, where the model's graph is known: those are quantized.
+    sensitivity
+        What :func:`qvis.sensitivity` found for this model before, instead of running it now.
     progress
         Wraps the layers, to show how far the work has come.
+    track
+        The same for running the model.
 
     Raises
     ------
@@ -58,10 +85,29 @@ def analyze(
     BadArgumentError
         ``bits`` is out of bounds.
     """
-    from qvis import adapters
+    from qvis.analysis.preparing import prepare
+    from qvis.analysis.sensitivity import examine
 
-    network = adapters.read(model, selected_layers, name=name, channel_axis=channel_axis)
-    return analyze_network(network, bits=bits, thresholds=thresholds, progress=progress)
+    bits = checked_bits(bits)
+    if sensitivity is None and (inputs is not None or example_inputs is not None):
+        ready, sensitivity = examine(
+            model,
+            inputs,
+            example_inputs=example_inputs,
+            labels=labels,
+            loss=loss,
+            bits=tuple(dict.fromkeys((bits, *WIDTHS))),
+            measure=measure,
+            samples=samples,
+            fold=fold,
+            selected_layers=selected_layers,
+            name=name,
+            track=track,
+        )
+    else:
+        ready = prepare(model, fold=fold, selected_layers=selected_layers, name=name, channel_axis=channel_axis)
+    analysis = analyze_network(ready.network, bits=bits, thresholds=thresholds, progress=progress)
+    return judge(replace(analysis, refused=ready.refused), sensitivity)
 
 
 def analyze_network(
@@ -81,6 +127,8 @@ def analyze_network(
         thresholds=thresholds,
         bits=bits,
         fingerprint=_fingerprint(layers),
+        graph=network.graph,
+        no_graph=network.no_graph,
     )
 
 
@@ -111,6 +159,8 @@ def analyze_layer(layer: Layer, bits: int, thresholds: Thresholds, workers: Pool
         reasons=reasons,
         flags=flags,
         digest=digest(),
+        norms=layer.norms,
+        stored=None if layer.stored is None else analyze_layer(layer.stored, bits, thresholds, workers),
     )
 
 

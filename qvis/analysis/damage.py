@@ -6,14 +6,14 @@ A *damage* is the power of the output's change relative to the power of the outp
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite, log, nan
 
 import numpy as np
 
 from qvis.errors import BadArgumentError
-from qvis.layers import FloatArray, Norm, Skipped, decibels
+from qvis.layers import FloatArray, Skipped, decibels
 from qvis.noise import Histogram, span
 from qvis.running import Grid
 
@@ -82,6 +82,8 @@ class LayerSensitivity:
     """Measured damage of rounding the weights of all layers but this one; empty where it was not measured."""
     importance: FloatArray
     """The sum of squared derivatives of the output by each channel's weights for one sample, (channels,)."""
+    weight_histogram: Histogram
+    """Of the weights; the importance of a channel is spread evenly over its weights."""
     entering: InputStatistics | None
     operations: int
     """Multiplications for one sample."""
@@ -104,10 +106,12 @@ class Sensitivity:
     bits: tuple[int, ...]
     granularities: tuple[str, ...]
     evidence: str
-    """``measured on 32 samples``, ``predicted from 32 samples``, or ``predicted without data``."""
+    """``measured on 32 samples``, ``predicted from 32 samples``, or ``predicted from made-up inputs``."""
     samples: int
     passes: int
     """Backward passes; 0 where nothing could be differentiated."""
+    differentiated: int
+    """Samples in all of them, each counted as often as it was in one."""
     settled: bool
     """Whether passes were saved because the ranking of the layers had settled."""
     agreement: float
@@ -124,8 +128,6 @@ class Sensitivity:
     """Whether damages are of a loss, not of the outputs."""
     skipped: tuple[Skipped, ...] = ()
     """Layers of which nothing can be said, and why."""
-    folded: Mapping[str, Norm] = field(default_factory=dict, repr=False)
-    """The normalizations that were folded into weights."""
 
     @cached_property
     def by_name(self) -> dict[str, LayerSensitivity]:

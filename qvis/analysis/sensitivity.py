@@ -2,27 +2,200 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import nan
 from typing import Any
 
 import numpy as np
 
+from qvis import adapters
+from qvis.analysis.calibration import weight_histogram
 from qvis.analysis.damage import Damage, InputStatistics, Key, LayerSensitivity, Sensitivity
+from qvis.analysis.preparing import Ready, place, prepare, spread_passes
 from qvis.analysis.rounding import checked_bits
 from qvis.analysis.study import Change, Outcome, Study
+from qvis.data import example_batch, load_batches, split
 from qvis.errors import BadArgumentError
-from qvis.layers import Network, Norm, Skipped
+from qvis.layers import Network, Skipped
 from qvis.noise import Estimate, WeightGrid
-from qvis.running import Batch, Grid, Runner, Track, silently
+from qvis.running import Batch, Runner, Track, silently
 
 GRANULARITIES = ("tensor", "channel")
 MEASURE = ("none", "top", "all")
 TOP = 8
 """So many layers are measured when the top ones are asked for."""
-PASSES = 64
-"""Backward passes that the samples are spread over: more give no better ranking."""
+SAMPLES = 64
+PROBES = 4
+"""How often each sample is differentiated at most, each time with other random numbers."""
+
+
+def sensitivity(
+    model: Any,
+    inputs: Any = None,
+    *,
+    example_inputs: Any = None,
+    labels: Any = None,
+    loss: Any = None,
+    bits: Sequence[int] | int = (8, 6, 4, 3, 2),
+    granularity: Sequence[str] | str = GRANULARITIES,
+    measure: str = "none",
+    samples: int = SAMPLES,
+    probes: int = PROBES,
+    fold: bool = True,
+    selected_layers: str | Sequence[str] | None = None,
+    name: str | None = None,
+    seed: int = 0,
+    track: Track = silently,
+) -> Sensitivity:
+    """Find how much the output of a model suffers when each of its layers is quantized.
+
+    Predicted for all layers and widths from one forward and some backward passes over the samples (:mod:`qvis.noise`);
+    measured on request, one layer at a time. The damage of all layers together is always measured. The model is not
+    changed.
+
+    Parameters
+    ----------
+    model
+        A ``torch.nn.Module``, a Keras or ONNX model, or the path of a file with one.
+    inputs
+        Data to run it on: arrays or tensors with the samples first, an iterable of batches such as a ``DataLoader``, or
+        the path of an ``.npz`` file or of a folder of images; see :func:`qvis.data.load_batches`. Without data, inputs
+        are made up in the shapes of ``example_inputs``, and the finding is marked as such.
+    example_inputs
+        Inputs of which only shapes and types are used: arrays, a shape such as ``(1, 3, 224, 224)``, or text such as
+        ``"input_ids=1x128:int64"``. Needed without data only.
+    labels
+        What the loss compares the outputs with; those that come with the data by default.
+    loss
+        Judge a loss instead of the outputs: ``"cross_entropy"``, ``"mse"``, or a function of the framework that takes
+        outputs and labels and returns a number for each sample. A damage is then the mean square change of the loss,
+        relative to its mean square.
+    bits
+        Widths of the grids, 2 to 16. The first is the one that layers are judged by.
+    granularity
+        ``"tensor"``, ``"channel"`` or both: what shares a step of the grid of weights.
+    measure
+        ``"all"`` rounds each layer by itself as well, ``"top"`` only those that are predicted to be the worst, to
+        confirm. Where nothing can be differentiated, all are measured.
+    samples
+        Take so many of the data at most.
+    probes
+        Differentiate each sample up to so many times. Passes are saved when the ranking of the layers has settled.
+    fold
+        Fold normalizations into the weights before them where the model's graph allows it, as quantizers do.
+    selected_layers
+        Names or glob patterns; all layers by default.
+    name
+        What a report calls the model.
+    seed
+        Of the random numbers: the same seed gives the same figures.
+    track
+        Shows how far the work has come.
+
+    Raises
+    ------
+    NotRunnableError
+        The model can be read but not run, such as a bare checkpoint.
+    BadArgumentError
+        Data that the model cannot take, or an argument out of bounds.
+    """
+    return examine(
+        model,
+        inputs,
+        example_inputs=example_inputs,
+        labels=labels,
+        loss=loss,
+        bits=bits,
+        granularity=granularity,
+        measure=measure,
+        samples=samples,
+        probes=probes,
+        fold=fold,
+        selected_layers=selected_layers,
+        name=name,
+        seed=seed,
+        track=track,
+    )[1]
+
+
+def examine(
+    model: Any,
+    inputs: Any = None,
+    *,
+    example_inputs: Any = None,
+    labels: Any = None,
+    loss: Any = None,
+    bits: Sequence[int] | int = (8, 6, 4, 3, 2),
+    granularity: Sequence[str] | str = GRANULARITIES,
+    measure: str = "none",
+    samples: int = SAMPLES,
+    probes: int = PROBES,
+    fold: bool = True,
+    selected_layers: str | Sequence[str] | None = None,
+    name: str | None = None,
+    seed: int = 0,
+    track: Track = silently,
+) -> tuple[Ready, Sensitivity]:
+    """What :func:`sensitivity` does, with the layers as they were judged."""
+    widths = tuple(dict.fromkeys(checked_bits(one) for one in ([bits] if isinstance(bits, int) else bits)))
+    granularities = tuple(dict.fromkeys([granularity] if isinstance(granularity, str) else granularity))
+    _check(widths, granularities, measure, probes)
+    notes: list[str] = []
+    batches: Sequence[Batch] = ()
+    if inputs is not None:
+        batches = load_batches(inputs, labels=labels, samples=samples, notes=notes)
+    elif example_inputs is None or loss is not None:
+        what = "a loss cannot be judged without data" if loss is not None else "got none"
+        raise BadArgumentError(
+            f"inputs: {what}; give data, or instead example_inputs, of which only shapes and types are used, such as "
+            "(1, 3, 224, 224)"
+        )
+    example = example_batch(example_inputs) if example_inputs is not None else split(batches[0], 2)[0]
+    options = {"selected_layers": selected_layers, "name": name}
+    ready = prepare(model, example=example, fold=fold, **options)  # type: ignore[arg-type]
+    runner = adapters.runner(model, ready.network, loss)
+    source = f"{sum(batch.size for batch in batches)} samples"
+    if not batches:
+        batches, how = _imitate(runner, example, samples, seed)
+        source = "made-up inputs"
+        notes.append(f"No data: the inputs are made up ({how}). The ranking is good, the figures may be off by 5 dB.")
+    ready = place(ready, model, runner, batches[0], **options)
+    result = study_layers(
+        ready.network,
+        runner,
+        batches,
+        passes=spread_passes(batches, probes, seed),
+        bits=widths,
+        granularities=granularities,
+        measure=measure,
+        source=source,
+        seed=seed,
+        loss=loss is not None,
+        notes=[*ready.notes, *notes],
+        track=track,
+    )
+    return ready, result
+
+
+def _check(widths: Sequence[int], granularities: Sequence[str], measure: str, probes: int) -> None:
+    if not widths:
+        raise BadArgumentError("bits: got none, expected at least one width such as 8")
+    for one in granularities or ("",):
+        if one not in GRANULARITIES:
+            raise BadArgumentError(f"granularity: got {one!r}, expected some of {', '.join(map(repr, GRANULARITIES))}")
+    if measure not in MEASURE:
+        raise BadArgumentError(f"measure: got {measure!r}, expected one of {', '.join(map(repr, MEASURE))}")
+    if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
+        raise BadArgumentError(f"probes: got {probes!r}, expected a whole number of 1 or more")
+
+
+def _imitate(runner: Runner, example: Batch, samples: int, seed: int) -> tuple[list[Batch], str]:
+    imitate = getattr(runner, "imitate", None)
+    if imitate is None:
+        raise BadArgumentError("inputs: got none, and inputs for this kind of model cannot be made up; give data")
+    made: tuple[list[Batch], str] = imitate(example, samples, seed)
+    return made
 
 
 def study_layers(
@@ -34,16 +207,15 @@ def study_layers(
     bits: Sequence[int],
     granularities: Sequence[str],
     measure: str,
-    evidence: Callable[[Outcome], str],
+    source: str,
     seed: int = 0,
     loss: bool = False,
     notes: Sequence[str] = (),
-    norms: Mapping[str, Norm] | None = None,
     track: Track = silently,
 ) -> Sensitivity:
-    """Find the sensitivity of a model that is ready to be run; :func:`qvis.sensitivity` says what the arguments mean.
+    """Find the sensitivity of a model that is ready to be run; :func:`sensitivity` says what the arguments mean.
 
-    ``passes`` are the samples again, in the batches in which they are differentiated.
+    ``passes`` are the samples again, in the batches in which they are differentiated; ``source`` says what they are.
     """
     study = Study(network, runner, batches, [WeightGrid(width, one) for width in bits for one in granularities], track)
     if not study.layers:
@@ -61,9 +233,10 @@ def study_layers(
         layers=layers,
         bits=tuple(bits),
         granularities=tuple(granularities),
-        evidence=("measured" if measure == "all" else "predicted") + evidence(outcome),
+        evidence=f"measured on {source}" if measure == "all" else f"predicted from {source}",
         samples=study.samples,
         passes=outcome.passes,
+        differentiated=study.differentiated,
         settled=outcome.settled,
         agreement=outcome.agreement,
         total=together["weights"],
@@ -72,9 +245,8 @@ def study_layers(
         notes=(*runner.notes, *notes),
         loss=loss,
         skipped=tuple(
-            Skipped(layer.name, "cannot be run on other weights") for layer in network.layers if layer.name not in served
+            Skipped(one.name, "cannot be run on other weights") for one in network.layers if one.name not in served
         ),
-        folded=norms or {},
     )
 
 
@@ -88,10 +260,12 @@ def _predict(study: Study, outcome: Outcome) -> list[LayerSensitivity]:
     layers = []
     for index, layer in enumerate(study.layers):
         known, noise = study.entering.get(layer.name), study.noise.get(layer.name)
+        importance = np.zeros(0) if noise is None else noise.by_channel()
         entering = None
         if known is not None:
-            mean, importance = known.total / max(known.count, 1), known.importance / max(study.differentiated, 1)
-            entering = InputStatistics(known.low, known.high, mean, importance, known.histogram)
+            mean = known.total / max(known.count, 1)
+            by_channel = known.importance / max(study.differentiated, 1)
+            entering = InputStatistics(known.low, known.high, mean, by_channel, known.histogram)
         layers.append(
             LayerSensitivity(
                 name=layer.name,
@@ -99,7 +273,8 @@ def _predict(study: Study, outcome: Outcome) -> list[LayerSensitivity]:
                 weights=dict(zip(keys, _damages(weights, index), strict=True)) if outcome.passes else {},
                 inputs=by_name.get(layer.name, {}),
                 without={},
-                importance=np.zeros(0) if noise is None else noise.by_channel(),
+                importance=importance,
+                weight_histogram=weight_histogram(study.weights[layer.name], importance),
                 entering=entering,
                 operations=study.operations.get(layer.name, 0),
                 output_sqnr=study.output_sqnr(layer.name),

@@ -152,7 +152,7 @@ class Study:
             raise BadArgumentError("model: its outputs hold no real number other than zero, so that no noise shows")
         self.power = np.sum(powers, axis=0) / self.samples
         if not np.isfinite(self.power).all():
-            raise BadArgumentError("inputs: the model answers them with NaN or infinite numbers; give inputs it can take")
+            raise BadArgumentError("inputs: the model returns NaN or infinite numbers for them; give others")
         for granularity in dict.fromkeys(grid.granularity for grid in self.grids):
             # what rounding does to the layers' own outputs varies little between samples: one batch is enough
             grid = WeightGrid(self.bits[0], granularity)
@@ -163,7 +163,7 @@ class Study:
 
     def _see(self, passage: Passage, batch: Batch) -> None:
         if batch is self.batches[0]:
-            channels, elements = self.weights[passage.layer].shape
+            elements = self.weights[passage.layer].shape[1]
             table = not passage.inputs.size  # an embedding multiplies nothing
             operations = 0 if table else int(passage.outputs.size / batch.size * elements)
             self.operations[passage.layer] = self.operations.get(passage.layer, 0) + operations

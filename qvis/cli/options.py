@@ -58,6 +58,42 @@ ChannelAxis = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print the JSON report instead of the table.")]
 Open = Annotated[bool, typer.Option("--open", help="Show the page in the browser.")]
 All = Annotated[bool, typer.Option("--all", help="Print all rows of the table.")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="Run the model on this: an .npz or .npy file, a folder of images, module:function or file.py:function.",
+    ),
+]
+ExampleInputs = Annotated[
+    str | None,
+    typer.Option(
+        "--example-inputs",
+        metavar="SHAPES",
+        help="Without data: run it on made-up inputs, such as '1x3x224x224' or 'input_ids=1x128:int64'.",
+    ),
+]
+Samples = Annotated[int, typer.Option("--samples", min=1, help="Take so many samples of the data at most.")]
+
+
+class Measure(str, Enum):
+    """Which layers are rounded one at a time, to measure what is predicted."""
+
+    none = "none"
+    top = "top"
+    all = "all"
+
+
+MeasureOption = Annotated[
+    Measure, typer.Option("--measure", help="Round layers one at a time as well: the worst, or all.")
+]
+Loss = Annotated[
+    str | None, typer.Option("--loss", help="Judge a loss on the labels instead of the outputs: cross_entropy or mse.")
+]
+Stored = Annotated[
+    bool, typer.Option("--stored", help="Judge the weights as they are stored, with no normalization folded in.")
+]
 # The defaults stand in Thresholds, which would load NumPy; a test holds the two together.
 WatchDb = Annotated[
     float | None, typer.Option(help="Watch a layer when a quarter of its channels keep fewer dB. [default: 30]")

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from threading import Timer
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -32,12 +32,13 @@ class Work:
     def __enter__(self) -> Work:
         if sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
+                TimeRemainingColumn(),
                 console=Console(stderr=True),
                 transient=True,
                 redirect_stdout=False,
@@ -62,13 +63,17 @@ class Work:
 
     def layers(self, layers: Sequence[Layer]) -> Iterator[Layer]:
         """Yield the layers and move the bar; for the argument ``progress`` of the functions of qvis."""
+        return self.steps(layers, "Reading layers")
+
+    def steps(self, items: Sequence[Any], what: str, /) -> Iterator[Any]:
+        """Yield the items and move the bar; for the argument ``track`` of the functions of qvis."""
         if self._bar is None:
-            yield from layers
+            yield from items
             return
         self._clear(self._bar)
-        task = self._bar.add_task("Reading layers", total=len(layers))
-        for layer in layers:
-            yield layer
+        task = self._bar.add_task(what, total=len(items))
+        for item in items:
+            yield item
             self._bar.advance(task)
 
     @staticmethod

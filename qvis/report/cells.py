@@ -30,7 +30,7 @@ class Column:
 def columns(document: Document) -> tuple[Column, ...]:
     """The columns that suit the document, without the severity, which each output shows in its own way."""
     if not is_changes(document):
-        return LAYERS
+        return LAYERS if document["sensitivity"] is None else SENSITIVITY
     name, *others = CHANGES
     renamed = any(layer["name_before"] != layer["name"] for layer in document["layers"])
     return (name, NAME_BEFORE, *others) if renamed else CHANGES
@@ -105,6 +105,27 @@ def _noise(layer: dict[str, Any]) -> str:
     return percent(layer["noise_share"]) if isfinite(layer["noise_share"]) else "n/a"
 
 
+def _of(layer: dict[str, Any], key: str, missing: Any) -> Any:
+    """A figure of what quantization does to the output; a layer that was not run has none."""
+    return missing if layer["sensitivity"] is None else layer["sensitivity"][key]
+
+
+def _damage(layer: dict[str, Any], key: str) -> str:
+    value = _of(layer, key, float("nan"))
+    return percent(value) if isfinite(value) else "n/a"
+
+
+def _damage_db(layer: dict[str, Any]) -> str:
+    return _decibels(_of(layer, "damage_db", float("nan")))
+
+
+def _at_first(layer: dict[str, Any], granularity: str) -> str:
+    """The damage at the width that is judged."""
+    figures = _of(layer, "weights", {}).get(granularity)
+    value = figures["value"][0] if figures else float("nan")
+    return percent(value) if isfinite(value) else "n/a"
+
+
 def _relative(layer: dict[str, Any]) -> str:
     return short(layer["largest_relative_range"]) if isfinite(layer["largest_relative_range"]) else "n/a"
 
@@ -132,6 +153,18 @@ LAYERS = (
     Column("Median levels", lambda layer: f"{layer['median_levels']:g}", keep=2, right=True),
     Column("Findings", findings, keep=1),
 )
+SENSITIVITY = (
+    Column("Layer", _name),
+    Column("Op", _op, keep=3),
+    Column("Shape", _shape, keep=2),
+    Column("Damage of weights", lambda layer: _damage(layer, "damage"), right=True),
+    Column("Damage dB", lambda layer: _damage_db(layer), keep=8, right=True),
+    Column("Per channel", lambda layer: _at_first(layer, "channel"), keep=6, right=True),
+    Column("Damage of inputs", lambda layer: _damage(layer, "damage_inputs"), keep=7, right=True),
+    Column("Sure", lambda layer: _of(layer, "confidence", "n/a"), keep=4),
+    Column("Rounding noise", _noise, keep=1, right=True),
+)
+"""Where the model was run."""
 NAME_BEFORE = Column("Layer before", lambda layer: shorten(visible(layer["name_before"]), 40), keep=5)
 """Only where an exporter renamed a layer."""
 CHANGES = (

@@ -14,6 +14,7 @@ import numpy as np
 
 from qvis.analysis.comparison import Comparison, LayerChange
 from qvis.layers import Analysis, FloatArray, LayerAnalysis, Severity, decibels
+from qvis.report.sensitivity import summarize_layer, summarize_sensitivity, tell_totals
 from qvis.version import __version__
 from qvis.words import count, is_are, percent, visible
 
@@ -28,6 +29,7 @@ Sentence = list[tuple[str, str]]
 """Text in parts, each with a style: ``""``, ``strong``, or a severity."""
 
 TITLES = {
+    "sensitivity": "Sensitivity",
     "weight_ranges": "Weight ranges",
     "relative_weight_ranges": "Relative weight ranges",
     "changes_after_optimization": "Changes after optimization",
@@ -41,7 +43,12 @@ def summarize(analysis: Analysis, kind: str) -> Document:
         **_head(kind, analysis),
         "model": _model(analysis),
         "verdict": _verdict(analysis),
-        "layers": [{"rank": ranks[layer.name], **_layer(layer)} for layer in analysis.layers],
+        "folding": _folding(analysis),
+        "sensitivity": summarize_sensitivity(analysis),
+        "layers": [
+            {"rank": ranks[layer.name], **_layer(layer), "sensitivity": summarize_layer(layer, analysis)}
+            for layer in analysis.layers
+        ],
         "skipped": [asdict(skipped) for skipped in analysis.skipped],
     }
 
@@ -83,6 +90,22 @@ def _model(analysis: Analysis) -> Document:
     }
 
 
+def _folding(analysis: Analysis) -> Document:
+    """Which weights are shown: what a quantized model would hold, or what this one holds."""
+    folded = [layer.name for layer in analysis.layers if layer.norms]
+    text = ""
+    if folded:
+        text = f"The weights of {count(len(folded), 'layer')} are shown with the normalization beside them folded in:"
+        text += " those are the ones that get rounded."
+    return {
+        "graph": "" if analysis.graph is None else analysis.graph.source,
+        "no_graph": analysis.no_graph,
+        "folded": folded,
+        "refused": [{"name": name, "reason": reason} for name, reason in analysis.refused.items()],
+        "text": text,
+    }
+
+
 def _layer(layer: LayerAnalysis) -> Document:
     statistics, rounding = layer.statistics, layer.rounding
     live = statistics.relative_range[statistics.live]
@@ -99,6 +122,9 @@ def _layer(layer: LayerAnalysis) -> Document:
         "elements": statistics.elements,
         "severity": str(layer.severity),
         "reasons": [{**asdict(reason), "severity": str(reason.severity)} for reason in layer.reasons],
+        "remedies": [asdict(remedy) for remedy in layer.remedies],
+        "norms": list(layer.norms),
+        "stored": None if layer.stored is None else _stored(layer.stored),
         "noise_share": layer.noise_share,
         "noise_share_channel": layer.noise_share_channel,
         "sqnr_tensor_db": rounding.sqnr_tensor,
@@ -112,6 +138,14 @@ def _layer(layer: LayerAnalysis) -> Document:
         "statistics": {name: getattr(statistics, name) for name in STATISTICS},
         "levels": rounding.levels,
     }
+
+
+def _stored(layer: LayerAnalysis) -> Document:
+    """A layer as the model holds it, as far as it differs when a normalization is folded in."""
+    full = _layer(layer)
+    kept = ("noise_share", "noise_share_channel", "sqnr_tensor_db", "sqnr_channel_db", "step", "median_levels")
+    more = ("largest_relative_range", "relative_range_statistics", "flags", "digest", "statistics", "levels")
+    return {name: full[name] for name in (*kept, *more)}
 
 
 def describe(values: FloatArray) -> dict[str, float]:
@@ -176,6 +210,29 @@ def _verdict(analysis: Analysis) -> Document:
 
 
 def _details(analysis: Analysis) -> list[str]:
+    folding = _folding(analysis)
+    shown = [folding["text"]] if folding["text"] else []
+    if analysis.sensitivity is not None:
+        return [*_details_of_damage(analysis), *tell_totals(analysis.sensitivity, analysis.bits), *shown]
+    return [*_details_of_weights(analysis), *shown]
+
+
+def _details_of_damage(analysis: Analysis) -> list[str]:
+    known = [layer for layer in analysis.ranked if layer.sensitivity is not None]
+    worst = max(known, key=analysis.damage, default=None)
+    if worst is None or analysis.sensitivity is None:
+        return []
+    damage = analysis.damage(worst)
+    details = [
+        f"The most damaging layer, {visible(worst.name)}, changes the output by {percent(damage)} of its power"
+        f" ({decibels(1.0, damage):.1f} dB)."
+    ]
+    if worst.remedies and worst.severity in (Severity.PROBLEM, Severity.WATCH):
+        details.append(f"What helps it most: {worst.remedies[0].text}")
+    return details
+
+
+def _details_of_weights(analysis: Analysis) -> list[str]:
     usable = [layer for layer in analysis.layers if layer.severity is not Severity.UNUSABLE]
     worst = max(usable, key=lambda layer: layer.noise_share, default=None)
     details = []

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qvis.adapters.torch.graph import graph as graph
 from qvis.adapters.torch.parts import BIASED, RULES, Part, known_type
 from qvis.adapters.torch.tensors import Collector, Source, count, framework
 from qvis.layers import Network
+from qvis.running import Runner
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -50,6 +51,13 @@ def read(model: nn.Module) -> Network:
                 found.skip(name or "(root)", f"is a {op} that keeps its weights packed or elsewhere")
             parameters += _ingredients(module)
     return found.network(_type_name(_unwrap(model)), framework(), count(parameters))
+
+
+def runner(model: nn.Module, network: Network, loss: Any = None) -> Runner:
+    """Make a module ready to be run on other weights; see :func:`qvis.adapters.runner`."""
+    from qvis.adapters.torch.running import TorchRunner
+
+    return TorchRunner(model, network, loss)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -32,7 +32,8 @@ _SELECTIONS = {"nms", "batched_nms", "nonzero", "masked_select", "unique", "uniq
 class Call(NamedTuple):
     """An operation on tensors that depend on the weights."""
 
-    index: int
+    place: int
+    """How many operations came before it, and one."""
     function: str
     given: list[Tensor]
     """Its inputs that can be differentiated."""
@@ -68,7 +69,7 @@ class Tap(TorchFunctionMode):
         self.caught: dict[int, list[Tensor]] = {}
         """What went into the calls at which outputs are cut."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name == "_set_grad_enabled":
@@ -156,7 +157,7 @@ class Tap(TorchFunctionMode):
     def _show(self, layer: str, entered: Tensor | None, result: Tensor, changed: Tensor | None, axis: int) -> None:
         import numpy as np
 
-        from qvis.adapters.torch.runner import _numpy
+        from qvis.adapters.torch.running import _numpy
 
         assert self._watch is not None
         inputs = np.zeros((0,), np.float32) if entered is None else _numpy(entered)
@@ -232,13 +233,13 @@ def find_cut(tap: Tap, result: Any) -> Cut:
         return Cut(tuple(smooth), notes=notes)
     if selection is not None:
         note = f"cut off before {selection.function}, which chooses by number; what goes in there counts as the output"
-        return Cut((), (selection.index,), (note,))
-    last = max((call.index for call in tap.calls if call.smooth), default=0)
-    tail = [call for call in tap.calls if call.index > last and not call.smooth]
+        return Cut((), (selection.place,), (note,))
+    last = max((call.place for call in tap.calls if call.smooth), default=0)
+    tail = [call for call in tap.calls if call.place > last and not call.smooth]
     if not tail:
         return Cut(tuple(path for path, one in found.items() if one.is_floating_point()))
     note = f"cut off before {listed_names([call.function for call in tail])}, which cannot be differentiated; what goes"
-    return Cut((), tuple(call.index for call in tail), (f"{note} in there counts as the output",))
+    return Cut((), tuple(call.place for call in tail), (f"{note} in there counts as the output",))
 
 
 def outputs_of(value: Any, path: str = "output") -> Iterator[tuple[str, Tensor]]:

@@ -1,27 +1,28 @@
 """Runs a PyTorch module on other weights than its own, and differentiates it, as :mod:`qvis.running` describes.
 
-The module is run as it is, by its own code, so that whatever Python it contains works. For the time of a run its weights
-are exchanged, and everything is put back after it.
+The module is run as it is, by its own code, so that whatever Python it contains works. For the time of a run its
+weights are exchanged, and everything is put back after it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from qvis.adapters.torch.parts import Part, rows
-from qvis.adapters.torch.tap import Cut, Tap, find_cut, outputs_of
-from qvis.adapters.torch.tensors import _stored_type, identity
+from qvis.adapters.torch.tap import Cut, Tap, find_cut
+from qvis.adapters.torch.tensors import _stored_type
 from qvis.errors import BadArgumentError, NotRunnableError, QvisError
 from qvis.layers import FloatArray, Network, Norm
 from qvis.running import Batch, Gradient, Grid, Passage, Probe
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.overrides import TorchFunctionMode
 
 Place = tuple["nn.Module", str]
 """A module and the name of its tensor."""
@@ -40,7 +41,7 @@ class Leaf:
     placed: Tensor | None = None
     """The numbers to run on instead."""
 
-    def now(self, others: Mapping[str, FloatArray] = {}) -> Tensor:  # noqa: B006
+    def now(self, others: Mapping[str, FloatArray] = {}) -> Tensor:
         """The numbers to run on; ``others`` are matrices of some of its layers."""
         tensor = self.own if self.placed is None else self.placed
         return _written(tensor, {self.parts[name]: others[name] for name in self.parts if name in others})
@@ -148,6 +149,17 @@ class TorchRunner:
                 pairs = tuple((_numpy(x), _numpy(g)) for x, g, _ in calls if g is not None)
                 yield Gradient(name, _numpy(part.view(gradient)), pairs, calls[0][2] if calls else -1)
 
+    def imitate(self, example: Batch, samples: int, seed: int = 0) -> tuple[list[Batch], str]:
+        """See :meth:`qvis.running.Runner.imitate`."""
+        from qvis.adapters.torch.imitation import imitate
+
+        own = [leaf.own for leaf in self._leaves]
+        norms, self._norms = self._norms, {}
+        try:
+            return imitate(lambda batch, mode: self._call(batch, own, mode, False), example, samples, seed)
+        finally:
+            self._norms = norms
+
     # -----------------------------------------------------------------------------------------------------------------
 
     def _tags(self, tensors: list[Tensor]) -> dict[int, tuple[Tensor, dict[str, Part]]]:
@@ -191,10 +203,11 @@ class TorchRunner:
             )
         return losses.reshape(-1)  # type: ignore[no-any-return]
 
-    def _call(self, batch: Batch, tensors: list[Tensor], tap: Tap) -> Any:
+    def _call(self, batch: Batch, tensors: list[Tensor], tap: TorchFunctionMode, constant: bool = True) -> Any:
+        """Run the model; with ``constant`` no derivative by the inputs is wanted."""
         import torch
 
-        args, kwargs = (_moved(x, self._device) for x in (batch.args, dict(batch.kwargs)))
+        args, kwargs = (_moved(x, self._device, constant) for x in (batch.args, dict(batch.kwargs)))
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), self._exchanged(tensors), _eager(), tap:
             try:
@@ -229,11 +242,6 @@ class TorchRunner:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What there is to exchange
-
-
-def runner(model: nn.Module, network: Network, loss: Callable[..., Any] | str | None = None) -> TorchRunner:
-    """Make a module ready to be run; ``loss(outputs, labels)`` gives a number for each sample."""
-    return TorchRunner(model, network, loss)
 
 
 def _leaves(model: nn.Module, wanted: set[str]) -> Iterator[Leaf]:
@@ -321,10 +329,10 @@ def _widen(module: nn.Module, undo: ExitStack) -> None:
 
     for name, parameter in list(module._parameters.items()):
         if parameter is not None and wide(parameter) is not parameter:
-            _put(module._parameters, name, wide(parameter), undo)  # type: ignore[arg-type]
+            _put(module._parameters, name, wide(parameter), undo)
     for name, buffer in list(module._buffers.items()):
         if buffer is not None:
-            _put(module._buffers, name, wide(buffer.clone()), undo)  # type: ignore[arg-type]
+            _put(module._buffers, name, wide(buffer.clone()), undo)
 
 
 def _normalize(module: nn.Module, norm: Norm, undo: ExitStack) -> None:
@@ -342,7 +350,7 @@ def _normalize(module: nn.Module, norm: Norm, undo: ExitStack) -> None:
         holder = module._buffers if name.startswith("running") else module._parameters
         if holder.get(name) is not None:
             tensor = torch.tensor(value, dtype=like.dtype, device=like.device)
-            _put(holder, name, tensor, undo)  # type: ignore[arg-type]
+            _put(holder, name, tensor, undo)
 
 
 @contextmanager
@@ -362,15 +370,15 @@ def _eager() -> Iterator[None]:
 # Inputs and outputs
 
 
-def _moved(value: Any, device: Any) -> Any:
+def _moved(value: Any, device: Any, constant: bool = True) -> Any:
     """Arrays and tensors in a nest of containers as tensors on the device, real ones as float32."""
     import numpy as np
     import torch
 
     if isinstance(value, Mapping):
-        return {name: _moved(item, device) for name, item in value.items()}
+        return {name: _moved(item, device, constant) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        moved = [_moved(item, device) for item in value]
+        moved = [_moved(item, device, constant) for item in value]
         return type(value)(*moved) if hasattr(value, "_fields") else type(value)(moved)
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(np.ascontiguousarray(value) if value.flags.writeable else value.copy())
@@ -378,7 +386,7 @@ def _moved(value: Any, device: Any) -> Any:
         value = torch.from_numpy(np.array(value))
     if not isinstance(value, torch.Tensor):
         return value
-    value = value.detach().to(device)
+    value = (value.detach() if constant else value).to(device)
     narrow = (torch.float16, torch.bfloat16, torch.float64)
     return value.float() if value.dtype in narrow else value
 
@@ -408,13 +416,13 @@ def _numpy(tensor: Tensor) -> FloatArray:
 
     tensor = tensor.detach().resolve_conj().resolve_neg()
     tensor = tensor if tensor.dtype == torch.float64 else tensor.float()
-    return tensor.cpu().numpy()  # type: ignore[no-any-return]
+    return tensor.cpu().numpy()
 
 
 def _named_loss(name: str) -> Callable[..., Any]:
     from torch.nn import functional
 
-    losses = {
+    losses: dict[str, Callable[..., Any]] = {
         "cross_entropy": partial(functional.cross_entropy, reduction="none"),
         "mse": lambda outputs, labels: (outputs - labels).square().flatten(1).mean(1),
     }

@@ -1,0 +1,91 @@
+"""Makes a model ready to be judged: reads it, finds its graph, and folds normalizations into weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from math import ceil
+
+import numpy as np
+
+from qvis import adapters
+from qvis.data import split
+from qvis.errors import NoGraphError
+from qvis.folding import Folded, fold_network, verify
+from qvis.layers import Network
+from qvis.running import Batch, Runner
+from qvis.words import count
+
+PASSES = 64
+"""Backward passes that the samples are spread over: more give no better ranking."""
+KEPT = 1e-5
+"""How far outputs may move, relative to the largest, when normalizations are folded."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A model's layers as they will be quantized."""
+
+    network: Network
+    """With normalizations folded in, and the graph where there is one."""
+    folded: Folded | None = None
+    """None where nothing was folded."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """Why a normalization was not folded, by its name."""
+        return {} if self.folded is None else self.folded.refused
+
+
+def prepare(
+    model: object,
+    *,
+    example: Batch | None = None,
+    fold: bool = True,
+    selected_layers: str | Iterable[str] | None = None,
+    name: str | None = None,
+    channel_axis: int | Mapping[str, int] | None = None,
+) -> Ready:
+    """Read the layers of a model, and fold what a quantizer would fold; the arguments are those of ``qvis.analyze``.
+
+    ``example`` is a batch that the model can be run on; without it some models' graphs cannot be found.
+    """
+    network = adapters.read(model, name=name, channel_axis=channel_axis)
+    try:
+        network = replace(network, graph=adapters.graph(model, example))
+    except NoGraphError as error:
+        network = replace(network, no_graph=str(error))
+    folded = None
+    if fold and network.graph is not None and network.graph.norms:
+        folded = fold_network(network)
+        network = folded.network
+    if selected_layers is not None:
+        network = adapters.select(network, selected_layers)
+    return Ready(network, folded)
+
+
+def place(ready: Ready, model: object, runner: Runner, batch: Batch, **options: object) -> Ready:
+    """Have the runner run on the folded weights, after checking that they compute the same.
+
+    Where they do not, the weights as they are stored are judged, and a note says so.
+    """
+    if ready.folded is None:
+        return ready
+    change = verify(runner, split(batch, min(batch.size, 4))[:1], ready.folded)
+    if change <= KEPT:
+        note = f"{count(len(ready.folded.folds), 'normalization')} folded; the outputs changed by {change:.0e} at most."
+        return replace(ready, notes=(*ready.notes, note))
+    runner.place({}, {})
+    unfolded = prepare(model, fold=False, **options)  # type: ignore[arg-type]
+    note = f"Normalizations were not folded: that changed the outputs by {change:.1e} of the largest."
+    return replace(unfolded, notes=(*ready.notes, note))
+
+
+def spread_passes(batches: Iterable[Batch], probes: int, seed: int) -> list[Batch]:
+    """The samples cut into batches for the backward passes, in random order, as often as there are probes."""
+    batches = list(batches)
+    total = sum(batch.size for batch in batches)
+    pieces = [piece for batch in batches for piece in split(batch, max(1, ceil(total * probes / PASSES)))]
+    generator = np.random.default_rng(seed)
+    return [pieces[i] for _ in range(probes) for i in generator.permutation(len(pieces))]

@@ -1,0 +1,163 @@
+"""The part of a summary that tells what quantization does to the output of the model; plain values, as all of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qvis.analysis.calibration import METHODS, Candidate, candidates, coarse
+from qvis.analysis.damage import Damage, LayerSensitivity, Sensitivity
+from qvis.layers import Analysis, LayerAnalysis, decibels
+from qvis.noise import Histogram
+from qvis.words import percent
+
+BARS = 64
+"""Of a histogram in a summary."""
+
+Document = dict[str, Any]
+
+
+def summarize_sensitivity(analysis: Analysis) -> Document | None:
+    """What is known of the whole model; None where nothing was run."""
+    known = analysis.sensitivity
+    if known is None:
+        return None
+    return {
+        "evidence": known.evidence,
+        "samples": known.samples,
+        "passes": known.passes,
+        "settled": known.settled,
+        "agreement": known.agreement,
+        "loss": known.loss,
+        "bits": list(known.bits),
+        "granularities": list(known.granularities),
+        "judged": known.granularities[0],
+        "predicted_total": {
+            one: [known.predicted_total(bits, one) for bits in known.bits] for one in known.granularities
+        },
+        "total": {one: [known.total[bits, one] for bits in known.bits] for one in known.granularities},
+        "total_inputs": [known.total_inputs[bits] for bits in known.bits],
+        "total_both": {one: [known.total_both[bits, one] for bits in known.bits] for one in known.granularities},
+        "operations": sum(layer.operations for layer in known.layers),
+        "notes": list(known.notes),
+        "methods": METHODS,
+    }
+
+
+def summarize_layer(layer: LayerAnalysis, analysis: Analysis) -> Document | None:
+    """What is known of one layer; None where it was not run."""
+    known, result = analysis.sensitivity, layer.sensitivity
+    if known is None or result is None:
+        return None
+    total = sum(one.operations for one in known.layers)
+    judged = result.damage(analysis.bits, known.granularities[0])
+    entering = result.damage(analysis.bits, what="inputs")
+    return {
+        "damage": judged.value,
+        "damage_db": decibels(1.0, judged.value),
+        "spread": judged.spread,
+        "confidence": judged.confidence,
+        "damage_inputs": entering.value,
+        "weights": {one: _figures(result, known, one) for one in known.granularities},
+        "inputs": _columns([result.damage(bits, what="inputs") for bits in known.bits]) if result.inputs else None,
+        "without": {one: result.without.get((analysis.bits, one), float("nan")) for one in known.granularities},
+        "predicted_without": {
+            one: known.predicted_total(analysis.bits, one) - result.damage(analysis.bits, one).predicted
+            for one in known.granularities
+        },
+        "output_sqnr_db": dict(result.output_sqnr),
+        "operations": result.operations,
+        "share_of_operations": result.operations / total if total else 0.0,
+        "entering": _entering(result, analysis),
+        "weight_grids": _weight_grids(result, analysis),
+    }
+
+
+def _figures(result: LayerSensitivity, known: Sensitivity, granularity: str) -> Document:
+    return _columns([result.damage(bits, granularity) for bits in known.bits])
+
+
+def _columns(damages: list[Damage]) -> Document:
+    """A list of each figure, by bits."""
+    return {
+        "value": [one.value for one in damages],
+        "predicted": [one.predicted for one in damages],
+        "spread": [one.spread for one in damages],
+        "measured": [one.measured for one in damages],
+        "confidence": [one.confidence for one in damages],
+    }
+
+
+def _entering(result: LayerSensitivity, analysis: Analysis) -> Document | None:
+    if result.entering is None or analysis.sensitivity is None:
+        return None
+    known = result.entering
+    found = candidates(known.histogram, analysis.bits, analysis.sensitivity.differentiated)
+    grid = known.grid(analysis.bits)
+    values = known.histogram.counts.sum() + known.histogram.zeros
+    return {
+        **_histogram(known.histogram),
+        "zeros": float(known.histogram.zeros / values) if values else float("nan"),
+        "channels": int(known.low.size),
+        "step": grid.step,
+        "zero": grid.zero,
+        "grids": [_candidate(one) for one in found],
+        "channel_statistics": {"min": known.low, "mean": known.mean, "max": known.high},
+    }
+
+
+def _weight_grids(result: LayerSensitivity, analysis: Analysis) -> Document:
+    histogram = result.weight_histogram
+    found = candidates(histogram, analysis.bits, 1 if result.importance.size else 0, symmetric=True)
+    return {**_histogram(histogram), "grids": [_candidate(one) for one in found]}
+
+
+def _histogram(histogram: Histogram) -> Document:
+    return {
+        "low": histogram.low,
+        "high": histogram.high,
+        "counts": coarse(histogram.counts, BARS),
+        "importance": coarse(histogram.importance, BARS),
+    }
+
+
+def _candidate(one: Candidate) -> Document:
+    low, high = one.grid.ends
+    return {
+        "method": one.method,
+        "step": one.grid.step,
+        "zero": one.grid.zero,
+        "low": low,
+        "high": high,
+        "sqnr_db": one.sqnr_db,
+        "damage": one.damage,
+    }
+
+
+def tell_totals(known: Sensitivity, bits: int) -> list[str]:
+    """What rounding everything at once leaves of the output, in words."""
+    what = "the loss" if known.loss else "the output"
+    first = known.granularities[0]
+    grids = {"tensor": "one grid per tensor", "channel": "a grid per channel"}
+    parts = [f"{_kept(known.total[bits, one])} with {grids[one]}" for one in known.granularities]
+    lines = [f"All weights rounded to int{bits} at once, measured: {what} keeps {' and '.join(parts)}."]
+    if known.total_inputs:
+        lines.append(
+            f"What enters the layers rounded to {bits} bits, measured: {_kept(known.total_inputs[bits])};"
+            f" with the weights as well {_kept(known.total_both[bits, first])}."
+        )
+    lines.append(
+        f"20 dB is 1 % of the power of {what} turned to noise: a layer that costs this much by itself is a problem, one"
+        " that keeps 30 dB (0.1 %) is fine, as long as not many of them add up."
+    )
+    if known.passes:
+        saved = ", fewer than planned since the ranking had settled" if known.settled else ""
+        lines.append(
+            f"Predicted by {known.passes} backward passes{saved}; two halves of them rank the layers alike"
+            f" (Spearman {known.agreement:.2f}, for the whole)."
+        )
+    return [*lines, *known.notes]
+
+
+def _kept(damage: float) -> str:
+    return f"{decibels(1.0, damage):.1f} dB ({percent(min(damage, 9.99))} noise)"
+
