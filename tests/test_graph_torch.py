@@ -463,13 +463,14 @@ def branching(m: Any, x: Tensor) -> Tensor:
     return m.conv(x) if x.sum() > 0 else x
 
 
-def test_a_model_that_looks_at_its_numbers_has_no_graph() -> None:
+def test_a_model_that_looks_at_its_numbers_has_no_graph(capfd: pytest.CaptureFixture[str]) -> None:
     model = Flow(branching, conv=nn.Conv2d(3, 3, 1))
     with pytest.raises(NoGraphError, match=r"^no graph: torch\.fx cannot follow .*; give inputs that"):
         adapter.graph(model, None)
     with pytest.raises(NoGraphError, match=r"^no graph: torch\.export cannot follow .*; give inputs that") as caught:
         adapter.graph(model, Batch((images(),)))
     assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_inputs_that_do_not_fit_are_named_as_the_reason() -> None:

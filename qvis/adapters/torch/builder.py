@@ -2,70 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qvis.adapters.torch import operations
 from qvis.adapters.torch.calls import Call, Held, call_module, call_operation, single_operation, spatial_axes, type_of
+from qvis.adapters.torch.holdings import Holdings
 from qvis.adapters.torch.operations import Facts, describe
-from qvis.layers import FloatArray, Graph, Layer, Network, Node, Norm
+from qvis.adapters.torch.values import Parts, Result, Several, Traced, flatten, nested_graph, nodes_in, plain, shape_of
+from qvis.layers import Graph, Node, Norm
 
 if TYPE_CHECKING:
-    from torch import Tensor, fx, nn
-
-
-@dataclass(frozen=True)
-class Result:
-    """The result of a node."""
-
-    node: str
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The parts that a result was split into."""
-
-    node: str
-    axis: int | None
-
-
-@dataclass(frozen=True)
-class Several:
-    """The results of an operation that has more than one; each counts as the whole."""
-
-    node: str
-
-
-@dataclass
-class Traced:
-    """A model as it was traced."""
-
-    graph: fx.Graph
-    tensors: Mapping[str, Tensor]
-    """The parameters, buffers and constants by their paths."""
-    network: Network
-    """The layers that nodes may refer to."""
-    source: str
-    held: Mapping[str, str] = field(default_factory=dict)
-    """The path of the tensor that a placeholder stands for."""
-    inputs: frozenset[str] | None = None
-    """The placeholders that are inputs of the model; None: all others."""
-    modules: Mapping[str, nn.Module] = field(default_factory=dict)
-    """What the graph calls without looking into it."""
-    outputs: Callable[[Any], Iterator[tuple[str, fx.Node]]] = field(default=lambda result: name_outputs(result))
-    """Names what the model returns."""
-
-
-def name_outputs(result: Any) -> Iterator[tuple[str, fx.Node]]:
-    """The nodes in what a model returns, with where they are in it."""
-    from torch.fx import Node as Traced
-    from torch.utils import _pytree as pytree
-
-    found = [(pytree.keystr(path), one) for path, one in pytree.tree_flatten_with_path(result)[0]]
-    yield from ((path, one) for path, one in found if isinstance(one, Traced))
+    from torch import fx
 
 
 def build(traced: Traced) -> Graph:
@@ -85,10 +35,7 @@ class _Builder:
         """What a result is a view of, and whether it is the whole of it."""
         self.channels: dict[str, int | None] = {}
         self.shapes: dict[str, tuple[int, ...] | None] = {}
-        self.layers: dict[str, Layer] = {}
-        for layer in traced.network.layers:
-            for name in (layer.name, *layer.aliases):
-                self.layers.setdefault(name, layer)
+        self.held = Holdings(traced)
 
     # -- the walk
 
@@ -99,7 +46,7 @@ class _Builder:
             if node.op == "placeholder":
                 self.values[node] = next(given) if operands else self._placeholder(node)
             elif node.op == "get_attr":
-                self.values[node] = Held(_plain(str(node.target)))
+                self.values[node] = Held(plain(str(node.target)))
             elif node.op == "output":
                 if operands or graph is not self.traced.graph:
                     return self._value(node.args[0])
@@ -110,7 +57,7 @@ class _Builder:
 
     def _placeholder(self, node: fx.Node) -> Any:
         if node.name in self.traced.held:
-            return Held(_plain(self.traced.held[node.name]))
+            return Held(plain(self.traced.held[node.name]))
         expected = self.traced.inputs is None or node.name in self.traced.inputs
         known = node.meta.get("val", ...)
         if not expected or not (known is ... or hasattr(known, "shape")):
@@ -129,7 +76,7 @@ class _Builder:
                 self.nodes[name] = Node(name, "output", inputs, shape=shape or ())
 
     def _take(self, node: fx.Node) -> None:
-        nested = _nested(node)
+        nested = nested_graph(node)
         if nested is not None:
             graph, operands = nested
             self.values[node] = self.walk(graph, [self._value(one) for one in operands])
@@ -166,14 +113,14 @@ class _Builder:
     def _call(self, node: fx.Node) -> Call:
         if node.op == "call_module":
             path = str(node.target)
-            return call_module(node, _plain(path), self.traced.modules[path])
+            return call_module(node, plain(path), self.traced.modules[path])
         stack = list(node.meta.get("nn_module_stack", {}).values())
         path, cls = stack[-1] if stack else ("", "")
         if isinstance(cls, type):
             kind = type_of(cls)
         else:  # a class of one's own is only known by its name
             kind = str(cls).rpartition(".")[2] if str(cls).startswith("torch.nn.modules.") else ""
-        return call_operation(node, _plain(str(path).partition("@")[0]), kind)
+        return call_operation(node, plain(str(path).partition("@")[0]), kind)
 
     # -- one operation
 
@@ -202,10 +149,10 @@ class _Builder:
             call.in_place,
             call.original,
         )
-        leaves = list(_flatten((call.args, call.kwargs)))
+        leaves = list(flatten((call.args, call.kwargs)))
         if call.operation in operations.SAME_SHAPE:
             leaves = leaves[:1]
-        inputs = _nodes(leaves)
+        inputs = nodes_in(leaves)
         if call.operation in operations.SHAPES or call.operation.startswith(("_assert", "sym_")):
             return Held()
         if call.operation == "getattr":
@@ -227,7 +174,7 @@ class _Builder:
         first = operands[0]
         if len(operands) == 1 and call.operation in operations.COPIES:
             return first
-        if len(operands) == 1 and call.operation in operations.TRANSPOSES and len(self._shape_of(first)) == 2:
+        if len(operands) == 1 and call.operation in operations.TRANSPOSES and len(self.held.shape_of(first)) == 2:
             return Held(first.path, not first.flipped, first.computed)
         path = next((one.path for one in operands if one.path), "")
         return Held(path, first.flipped, computed=True)
@@ -256,7 +203,7 @@ class _Builder:
 
     def _plain_operation(self, node: fx.Node, call: Call, inputs: tuple[str, ...]) -> Any:
         word, attributes = describe(self._facts(node, call, len(inputs)))
-        layers = self._layers_used(call)
+        layers = self.held.layers_used(call)
         if layers and word == (call.original or call.operation):
             attributes = {**attributes, "layers": layers}
         name = self._name(call, word)
@@ -271,8 +218,8 @@ class _Builder:
         return operations.SEVERAL.fullmatch(call.operation) is not None
 
     def _facts(self, node: fx.Node, call: Call, inputs: int) -> Facts:
-        first = next((one.node for one in _flatten(call.args) if not isinstance(one, Held)), "")
-        return Facts(call, inputs, self.shapes.get(first), _shape(node), self.channels.get(first), self._numbers)
+        first = next((one.node for one in flatten(call.args) if not isinstance(one, Held)), "")
+        return Facts(call, inputs, self.shapes.get(first), shape_of(node), self.channels.get(first), self.held.numbers)
 
     def _channels_after(self, word: str, first: str, attributes: Mapping[str, Any], node: fx.Node) -> int | None:
         """The channel axis of a result, as far as it is known."""
@@ -284,7 +231,7 @@ class _Builder:
         if word == "transpose":
             axes = attributes["axes"]
             return axes.index(before % len(axes)) if axes and before is not None else None
-        fewer = word == "split" and len(_shape(node) or ()) != len(self.shapes[first] or ())
+        fewer = word == "split" and len(shape_of(node) or ()) != len(self.shapes[first] or ())
         return None if fewer or word in ("reshape", "flatten") else before
 
     # -- operations with a weight
@@ -304,7 +251,7 @@ class _Builder:
             weight = call.get(0, "weight")
             if not isinstance(weight, Held):
                 return None
-            return self._add_weighted(node, call, "embedding", _nodes(call.get(1, "indices")), weight, {}, -1)
+            return self._add_weighted(node, call, "embedding", nodes_in(call.get(1, "indices")), weight, {}, -1)
         return self._batch_norm(node, call) if kind == "batch_norm" else None
 
     def _convolution(self, node: fx.Node, call: Call, kind: str) -> Result | None:
@@ -312,29 +259,29 @@ class _Builder:
         if not isinstance(weight, Held):
             return None
         groups = call.get(6, "groups", default=1)
-        shape = _shape(node)
+        shape = shape_of(node)
         channels = 0 if shape is not None and len(shape) == spatial_axes(call.operation) + 1 else 1
         attributes = {"groups": groups, "channel_axis": channels, "bias": bias is not None}
         if kind == "conv":
-            attributes["padding"] = _is_padded(call.get(4, "padding", default=0), self._shape_of(weight)[2:])
-        return self._add_weighted(node, call, kind, _nodes(data), weight, attributes, channels)
+            attributes["padding"] = _is_padded(call.get(4, "padding", default=0), self.held.shape_of(weight)[2:])
+        return self._add_weighted(node, call, kind, nodes_in(data), weight, attributes, channels)
 
     def _linear(self, node: fx.Node, call: Call, data: Any, weight: Any, bias: Any, columns: bool) -> Result | None:
         """``data @ weight`` where the weight's ``columns`` are the outputs, else ``data @ weight.T``."""
         if not isinstance(weight, Held) or not weight.path or isinstance(bias, Result):
             return None
-        if len(self._shape_of(weight)) != 2 or not isinstance(data, Result if columns else (Result, Held)):
+        if len(self.held.shape_of(weight)) != 2 or not isinstance(data, Result if columns else (Result, Held)):
             return None  # among them the product of two weights, which is one more weight
-        shape = _shape(node)
+        shape = shape_of(node)
         channels = len(shape) - 1 if shape else -1
         attributes: dict[str, Any] = {"channel_axis": channels, "bias": bias is not None}
-        layer = self._layer_of(weight, call)
+        layer = self.held.layer_of(weight, call)
         if layer is None:
             return None
         across = layer.channels == "axis 1"  # the layer's rows are the columns of the tensor
         if columns ^ weight.flipped ^ across:
             attributes["transposed"] = True
-        return self._add_weighted(node, call, "linear", _nodes(data), weight, attributes, channels)
+        return self._add_weighted(node, call, "linear", nodes_in(data), weight, attributes, channels)
 
     def _add_weighted(
         self,
@@ -346,13 +293,13 @@ class _Builder:
         attributes: dict[str, Any],
         channels: int,
     ) -> Result:
-        layer = self._layer_of(weight, call)
-        name, layers = self._owner(weight)
+        layer = self.held.layer_of(weight, call)
+        name, layers = self.held.owner(weight)
         if layer is not None and layer.name not in layers:  # a weight that is computed anew, as by a parametrization
             name, layers = call.module or "(root)", (layer.name,)
         elif weight.computed:
             attributes["computed"] = True
-        elif self.layers.get(call.module) is layer:  # one name of several for a tied weight
+        elif self.held.layers.get(call.module) is layer:  # one name of several for a tied weight
             name = call.module
         if len(layers) > 1:
             attributes["layers"] = layers
@@ -372,10 +319,10 @@ class _Builder:
         owner, _, tensor = mean.path.rpartition(".")
         of_module = tensor == "running_mean" and not mean.computed
         name = (owner or "(root)") if of_module else self._name(call, "batch_norm")
-        means, variances = self._numbers(mean), self._numbers(variance)
+        means, variances = self.held.numbers(mean), self.held.numbers(variance)
         if means is not None and variances is not None:
-            scales = np.ones_like(means) if scale is None else self._numbers(scale)
-            shifts = np.zeros_like(means) if shift is None else self._numbers(shift)
+            scales = np.ones_like(means) if scale is None else self.held.numbers(scale)
+            shifts = np.zeros_like(means) if shift is None else self.held.numbers(shift)
             if scales is not None and shifts is not None:
                 self.norms.setdefault(name, Norm(name, means, variances, scales, shifts, float(epsilon)))
         attributes = {"channel_axis": 1, "scale": scale is not None, "shift": shift is not None}
@@ -384,56 +331,6 @@ class _Builder:
         )
         self.channels[added] = 1
         return Result(added)
-
-    # -- tensors that the model holds
-
-    def _owner(self, held: Held) -> tuple[str, tuple[str, ...]]:
-        """The module's or parameter's name for a weight, and the layers that are in it."""
-        path = held.path
-        module = path.removesuffix("weight").removesuffix(".") or "(root)"
-        if path.rpartition(".")[2] == "weight" and module in self.layers:
-            return module, (self.layers[module].name,)
-        if path in self.layers:
-            return path, (self.layers[path].name,)
-        inside = dict.fromkeys(
-            layer.name for name, layer in self.layers.items() if path and name.rpartition(".")[0] == path
-        )
-        return path if inside else "", tuple(inside)
-
-    def _layer_of(self, weight: Held, call: Call) -> Layer | None:
-        _, layers = self._owner(weight)
-        if layers:
-            return self.layers[layers[0]]
-        return self.layers.get(call.module or "(root)") if weight.computed else None
-
-    def _layers_used(self, call: Call) -> tuple[str, ...]:
-        """The layers in an operation that has no word: those of the module, or whose tensors it takes."""
-        if call.operation.startswith("nn."):
-            inside = f"{call.module}." if call.module else ""
-            names = (name for name in self.layers if name == call.module or name.startswith(inside))
-        else:
-            held = (one for one in _flatten((call.args, call.kwargs)) if isinstance(one, Held))
-            names = (name for one in held for name in self._owner(one)[1])
-        return tuple(dict.fromkeys(self.layers[name].name for name in names))
-
-    def _shape_of(self, held: Held) -> tuple[int, ...]:
-        tensor = self.traced.tensors.get(held.path)
-        if tensor is None or (held.computed and self._owner(held)[1] == ()):
-            return (0, 0)
-        return tuple(tensor.shape)
-
-    def _numbers(self, held: Any) -> FloatArray | None:
-        """The numbers of a vector that the model holds; float64 as it is, all others as float32."""
-        if not isinstance(held, Held) or held.computed or held.path not in self.traced.tensors:
-            return None
-        import torch
-
-        tensor = self.traced.tensors[held.path].detach()
-        if tensor.is_meta or type(tensor).__name__ == "FakeTensor":
-            return None
-        tensor = tensor.cpu()
-        array: FloatArray = tensor.to(tensor.dtype if tensor.dtype == torch.float64 else torch.float32).numpy().copy()
-        return array
 
     # -- names and nodes
 
@@ -447,7 +344,7 @@ class _Builder:
 
     def _unique(self, name: str, *, module: bool = True) -> str:
         """The name, with a number from its second use on. What is no module never takes a module's name."""
-        if not module and (name in self.layers or name in self.traced.modules):
+        if not module and (name in self.held.layers or name in self.traced.modules):
             name = f"/{name}"
         found, number = name, 1
         while found in self.nodes:
@@ -465,7 +362,7 @@ class _Builder:
         layer: str = "",
         attributes: Mapping[str, Any] | None = None,
     ) -> str:
-        shape = _shape(node)
+        shape = shape_of(node)
         self.shapes[name] = shape
         known = shape if shape is not None and all(type(size) is int for size in shape) else ()
         self.nodes[name] = Node(name, op, inputs, layer, known, attributes or {}, node.name)
@@ -491,66 +388,12 @@ def _is_call(node: str, module: str) -> bool:
 
 def _same(operation: str) -> tuple[str, ...]:
     """The names under which a module's one operation may be traced."""
-    plain = "upsample" if operation.startswith(("upsample", "interpolate")) else operation
-    plain = "dropout" if "dropout" in plain else plain
-    return (plain, operation.removeprefix("_").removesuffix("_with_indices"), "hardtanh" if plain == "relu6" else plain)
-
-
-def _plain(path: str) -> str:
-    """A path without the modules that ``torch.compile`` puts around others."""
-    return ".".join(step for step in path.split(".") if step and step != "_orig_mod")
-
-
-def _shape(node: fx.Node) -> tuple[int, ...] | None:
-    """The shape of a result, of the first of several; None where it is not known."""
-    known = node.meta.get("val")
-    known = known[0] if isinstance(known, (tuple, list)) and known else known
-    shape = getattr(known, "shape", None)
-    return None if shape is None else tuple(shape)
-
-
-def _flatten(value: Any) -> Iterator[Any]:
-    """The results and held tensors in the arguments of an operation, in order."""
-    if isinstance(value, (Result, Parts, Several, Held)):
-        yield value
-    elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _flatten(one)
-    elif isinstance(value, (tuple, list)):
-        for one in value:
-            yield from _flatten(one)
-    elif isinstance(value, slice):
-        yield from _flatten((value.start, value.stop, value.step))
-
-
-def _nodes(value: Any) -> tuple[str, ...]:
-    """The nodes in a value; none for a constant."""
-    return tuple(one.node for one in _flatten((value,)) if not isinstance(one, Held))
+    known = "upsample" if operation.startswith(("upsample", "interpolate")) else operation
+    known = "dropout" if "dropout" in known else known
+    return (known, operation.removeprefix("_").removesuffix("_with_indices"), "hardtanh" if known == "relu6" else known)
 
 
 def _is_padded(padding: Any, kernel: Iterable[int]) -> bool:
     if isinstance(padding, str):
         return padding == "same" and any(size != 1 for size in kernel)
     return any(size != 0 for size in (padding if isinstance(padding, (tuple, list)) else (padding,)))
-
-
-_INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast", "invoke_subgraph", "tag_activation_checkpoint")
-
-
-def _nested(node: fx.Node) -> tuple[fx.Graph, list[Any]] | None:
-    """The graph that an operation only wraps, with what it is given; None for any other operation."""
-    from torch.fx import GraphModule
-
-    name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
-    if name not in _INLINED:
-        return None
-    for position, argument in enumerate(node.args):
-        if getattr(argument, "op", "") == "get_attr":
-            owner = node.graph.owning_module
-            inner = owner.get_submodule(str(argument.target)) if owner is not None else None  # type: ignore[union-attr]
-            if isinstance(inner, GraphModule):
-                rest = node.args[position + 1 :]
-                if name == "invoke_subgraph" and rest and isinstance(rest[0], str):
-                    rest = rest[1:]
-                return inner.graph, list(rest)
-    return None

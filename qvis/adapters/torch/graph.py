@@ -7,18 +7,21 @@ Deep Learning in Python" (arXiv 2112.08429).
 from __future__ import annotations
 
 import inspect
+import logging
 import operator
 import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import partial
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qvis.adapters.torch.builder import Traced, build, name_outputs
+from qvis.adapters.torch.builder import build
 from qvis.adapters.torch.calls import type_of
+from qvis.adapters.torch.values import Traced, name_outputs, plain
 from qvis.errors import NoGraphError, QvisError
 from qvis.layers import Graph, Network
 from qvis.running import Batch
@@ -167,10 +170,15 @@ def _holds(value: Any, content: Any) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings of a trace that may well fail, and then says so itself."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Without all that torch warns of, logs and prints where it cannot trace: the error that it raises says enough."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def _tensors(model: nn.Module, example: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -257,9 +265,7 @@ def _held_by(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _by_path(held: Mapping[str, Any]) -> dict[str, Tensor]:
     import torch
 
-    from qvis.adapters.torch.builder import _plain
-
-    return {_plain(path): tensor for path, tensor in held.items() if isinstance(tensor, torch.Tensor)}
+    return {plain(path): tensor for path, tensor in held.items() if isinstance(tensor, torch.Tensor)}
 
 
 def _symbolic(model: nn.Module, example: Batch | None, network: Network) -> Traced:

@@ -1,0 +1,69 @@
+"""What a traced operation takes from the model itself: which layer a tensor belongs to, and its numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qvis.adapters.torch.calls import Call, Held
+from qvis.adapters.torch.values import Traced, flatten
+from qvis.layers import FloatArray, Layer
+
+
+class Holdings:
+    """The tensors of a model, and the layers that they are the weights of."""
+
+    def __init__(self, traced: Traced) -> None:
+        self.tensors = traced.tensors
+        self.layers: dict[str, Layer] = {}
+        """Each layer under all of its names."""
+        for layer in traced.network.layers:
+            for name in (layer.name, *layer.aliases):
+                self.layers.setdefault(name, layer)
+
+    def owner(self, held: Held) -> tuple[str, tuple[str, ...]]:
+        """The module's or parameter's name for a weight, and the layers that are in it."""
+        path = held.path
+        module = path.removesuffix("weight").removesuffix(".") or "(root)"
+        if path.rpartition(".")[2] == "weight" and module in self.layers:
+            return module, (self.layers[module].name,)
+        if path in self.layers:
+            return path, (self.layers[path].name,)
+        inside = dict.fromkeys(
+            layer.name for name, layer in self.layers.items() if path and name.rpartition(".")[0] == path
+        )
+        return path if inside else "", tuple(inside)
+
+    def layer_of(self, weight: Held, call: Call) -> Layer | None:
+        _, layers = self.owner(weight)
+        if layers:
+            return self.layers[layers[0]]
+        return self.layers.get(call.module or "(root)") if weight.computed else None
+
+    def layers_used(self, call: Call) -> tuple[str, ...]:
+        """The layers in an operation that has no word: those of the module, or whose tensors it takes."""
+        if call.operation.startswith("nn."):
+            inside = f"{call.module}." if call.module else ""
+            names = (name for name in self.layers if name == call.module or name.startswith(inside))
+        else:
+            held = (one for one in flatten((call.args, call.kwargs)) if isinstance(one, Held))
+            names = (name for one in held for name in self.owner(one)[1])
+        return tuple(dict.fromkeys(self.layers[name].name for name in names))
+
+    def shape_of(self, held: Held) -> tuple[int, ...]:
+        tensor = self.tensors.get(held.path)
+        if tensor is None or (held.computed and self.owner(held)[1] == ()):
+            return (0, 0)
+        return tuple(tensor.shape)
+
+    def numbers(self, held: Any) -> FloatArray | None:
+        """The numbers of a vector that the model holds; float64 as it is, all others as float32."""
+        if not isinstance(held, Held) or held.computed or held.path not in self.tensors:
+            return None
+        import torch
+
+        tensor = self.tensors[held.path].detach()
+        if tensor.is_meta or type(tensor).__name__ == "FakeTensor":
+            return None
+        tensor = tensor.cpu()
+        array: FloatArray = tensor.to(tensor.dtype if tensor.dtype == torch.float64 else torch.float32).numpy().copy()
+        return array
