@@ -1,0 +1,283 @@
+"""Layers that stay in float, as other tools are told."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from qvis import adapters
+from qvis.adapters.onnx import graph as onnx_graph
+from qvis.errors import BadArgumentError, UnknownLayerError
+from qvis.exclusions import TOOLS, exclusions
+from qvis.layers import Graph, Layer, Network, Node
+
+HOSTILE = ["'); import os; os.system('x') #", 'a"b', "c\nimport os", "d\\", "{e}", "$(touch f)", "`g`", "h;i", "ü.j"]
+FOR_ONNX = ["onnxruntime", "openvino", "nncf", "tensorrt", "trtexec"]
+FOR_TORCH = ["openvino", "nncf", "torchao", "pt2e"]
+
+
+def network_of(names: list[str], framework: str) -> Network:
+    layers = [Layer(name, "Linear", (2, 2), "float32", lambda: np.ones((2, 2))) for name in names]
+    return Network("net", framework, tuple(layers))
+
+
+def graph_of(names: list[str], originals: list[str] | None = None) -> Graph:
+    originals = names if originals is None else originals
+    nodes = [Node(f"n{i}", "linear", (), name, original=originals[i]) for i, name in enumerate(names)]
+    return Graph(tuple(nodes))
+
+
+def written(names: list[str], tool: str, framework: str | None = None) -> Any:
+    framework = framework or {"tflite": "Keras 3"}.get(tool, "ONNX" if tool in FOR_ONNX else "PyTorch")
+    return exclusions(names, network_of(names, framework), graph_of(names), tool)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The tools themselves
+
+
+class Net(nn.Module):
+    """Names that no tool finds by their beginning alone, and a layer without a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16, bias=False))
+        self.a1 = nn.Linear(16, 16)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.a1(self.a(x))))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.onnx.export(Net().eval(), (torch.zeros(1, 8),), str(path), dynamo=False)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kept", [["a.0"], ["a.2", "head"], ["a1"]])
+def test_onnxruntime_leaves_just_these_layers_in_float(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: list[str]
+) -> None:
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self, name: str) -> None:
+            self.batches = iter([{name: np.random.default_rng(0).normal(size=(1, 8)).astype(np.float32)}] * 2)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.batches, None)
+
+    (tmp_path / "model.onnx").write_bytes(exported.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    network, graph = adapters.read(exported), onnx_graph(exported)
+    assert {layer.name for layer in network.layers} == {"a.0", "a.2", "a1", "head"}
+    made = exclusions(kept, network, graph, "onnxruntime")
+    assert made.missing == ()
+    assert made.names == tuple(graph.calls[name][0].original for name in kept)
+    name = onnx.load("model.onnx").graph.input[0].name
+    exec(made.text, {"calibration_data_reader": Reader(name)})
+
+    quantized = onnx.load("model.int8.onnx").graph
+    weights = {one.name for one in quantized.initializer if onnx.numpy_helper.to_array(one).dtype == np.float32}
+    in_float = {node.name for node in quantized.node if weights & set(node.input[1:2])}
+    assert {node.name for node in quantized.node if node.op_type in ("Gemm", "MatMul")} > set(made.names)
+    assert in_float & {node.original for nodes in graph.calls.values() for node in nodes} == set(made.names)
+
+
+@pytest.fixture
+def keras_model() -> Iterator[Any]:
+    import keras
+
+    keras.utils.set_random_seed(0)
+    given = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(4, 3, name="conv", activation="relu")(given)
+    x = keras.layers.Conv2D(4, 3, name="conv_after")(x)
+    x = keras.layers.Dense(4, name="inner", activation="relu")(x)
+    x = keras.layers.Flatten()(x)
+    yield keras.Model(given, keras.layers.Dense(5, name="head")(x), name="net")
+    keras.backend.clear_session()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tflite_leaves_just_these_layers_in_float(keras_model: Any) -> None:
+    import tensorflow as tf
+
+    def representative_dataset() -> Iterator[list[np.ndarray]]:
+        yield [np.random.default_rng(0).random((1, 8, 8, 3), dtype=np.float32)]
+
+    converter = tf.lite.TFLiteConverter.from_keras_model(keras_model)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = representative_dataset
+    given = {"converter": converter, "representative_dataset": representative_dataset}
+    network = adapters.read(keras_model)
+    made = exclusions(["conv", "inner"], network, None, "tflite")
+    namespace: dict[str, Any] = dict(given)
+    exec(made.text, namespace)
+    interpreter = tf.lite.Interpreter(model_content=namespace["quantized"])
+    types = {detail["index"]: detail["dtype"] for detail in interpreter.get_tensor_details()}
+    weights = [
+        types[op["inputs"][1]]
+        for op in interpreter._get_ops_details()
+        if op["op_name"] in ("CONV_2D", "FULLY_CONNECTED")
+    ]
+    assert weights == [np.float32, np.int8, np.float32, np.int8]
+
+    with pytest.raises(ValueError, match=r"put a pattern for one of these in its place: .*StatefulPartitionedCall"):
+        exec(exclusions(["head"], network, None, "tflite").text, dict(given))
+
+
+@pytest.mark.parametrize(
+    ("layer", "tensor", "found"),
+    [
+        ("conv", "net_1/conv_1/Relu;net_1/conv_1/convolution1", True),
+        ("conv", "net/conv/Conv2D", True),
+        ("conv", "net/a/Relu;net/conv/Conv2D", True),
+        ("conv", "net/conv_after/Conv2D", False),
+        ("conv", "net/my_conv/Conv2D", False),
+        ("conv", "net/conv2/Conv2D", False),
+        ("block/conv", "net_1/block_1/conv_1/Conv2D", True),
+        ("block/conv", "net_1/conv_1/Conv2D", False),
+        ("net/conv/Conv2D", "net/conv/Conv2D1", True),
+        ("a.b", "net/aXb/Conv2D", False),
+    ],
+)
+def test_patterns_for_tflite_find_the_tensors_of_a_layer(layer: str, tensor: str, found: bool) -> None:
+    (pattern,) = written([layer], "tflite").names
+    assert (re.search(pattern, tensor) is not None) == found
+
+
+def test_patterns_for_nncf_find_just_the_operations_of_a_layer() -> None:
+    (pattern,) = written(["a.0"], "nncf", "PyTorch").names
+    nodes = ["a/0/linear/0", "a/1/relu/0", "b/a/0/linear/0", "a/01/linear/0", "aX0/linear/0"]
+    assert [node for node in nodes if re.match(pattern, node)] == ["a/0/linear/0"]
+    (pattern,) = written(["conv.1"], "nncf", "ONNX").names
+    nodes = ["conv.1", "conv.1/WithoutBiases", "conv.11", "convX1", "conv.1/other"]
+    assert [node for node in nodes if re.match(pattern, node)] == nodes[:2]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Names
+
+
+def literals(text: str) -> list[list[str]]:
+    """The lists of texts in a script."""
+    found = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.List)]
+    return [[ast.literal_eval(one) for one in node.elts] for node in found if node.elts]
+
+
+@given(st.lists(st.text(max_size=12) | st.sampled_from(HOSTILE), min_size=1, max_size=3, unique=True))
+@pytest.mark.parametrize(
+    ("tool", "framework"), [*((tool, None) for tool in TOOLS if tool != "trtexec"), ("nncf", "PyTorch")]
+)
+def test_a_name_is_a_literal_whatever_it_holds(tool: str, framework: str | None, names: list[str]) -> None:
+    names = [name for name in names if name] or ["x"]
+    made = written(names, tool, framework)
+    assert made.language == "python"
+    assert list(made.names) in literals(made.text)
+    calls = [ast.dump(node.func) for node in ast.walk(ast.parse(made.text)) if isinstance(node, ast.Call)]
+    plain = ast.parse(written(["x"], tool, framework).text)
+    assert calls == [ast.dump(node.func) for node in ast.walk(plain) if isinstance(node, ast.Call)]
+    compile(made.text, "pasted", "exec")
+
+
+@given(st.lists(st.text(max_size=12) | st.sampled_from(HOSTILE), min_size=1, max_size=3, unique=True))
+def test_a_shell_sees_each_argument_whole(names: list[str]) -> None:
+    names = [name for name in names if name] or ["x"]
+    made = written(names, "trtexec")
+    spoken = [name for name in names if not set(name) & set(",'*")]
+    assert list(made.names) == spoken
+    assert list(made.missing) == [name for name in names if name not in spoken]
+    if spoken:
+        assert made.language == "shell"
+        assert shlex.split(made.text) == [
+            "trtexec",
+            "--onnx=model.onnx",
+            "--int8",
+            "--precisionConstraints=obey",
+            f"--layerPrecisions={','.join(f'{name}:fp32' for name in spoken)}",
+        ]
+    else:
+        assert made.text == ""
+
+
+def test_a_layer_that_is_used_twice_is_told_by_all_its_nodes() -> None:
+    network, graph = network_of(["a"], "ONNX"), graph_of(["a", "a"], ["first", "second"])
+    assert exclusions("a", network, graph, "onnxruntime").names == ("first", "second")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What cannot be told
+
+
+def test_layers_whose_nodes_have_no_names_are_missing() -> None:
+    network = network_of(["a", "b", "c"], "ONNX")
+    made = exclusions(["a", "b", "c"], network, graph_of(["a", "b"], ["node", ""]), "onnxruntime")
+    assert made.names == ("node",)
+    assert made.missing == ("b", "c")
+    assert "no node with a name applies b, c" in made.note
+
+
+@pytest.mark.parametrize("tool", ["onnxruntime", "tensorrt", "trtexec"])
+def test_names_of_nodes_come_from_the_exported_file(tool: str) -> None:
+    for framework in ("PyTorch 2.13.0", "Keras 3.15"):
+        made = written(["a", "b"], tool, framework)
+        assert (made.text, made.names, made.missing) == ("", (), ("a", "b"))
+        assert "run qvis on the .onnx file" in made.note
+
+
+def test_without_a_graph_the_reason_is_said() -> None:
+    network = replace(network_of(["a"], "ONNX"), no_graph="no graph: it is too large")
+    made = exclusions(["a"], network, None, "onnxruntime")
+    assert made.text == ""
+    assert "no graph: it is too large" in made.note
+
+
+@pytest.mark.parametrize(
+    ("tool", "framework"),
+    [("torchao", "ONNX opset 18"), ("pt2e", "Keras 3.15"), ("openvino", "TensorFlow 2.21"), ("tflite", "PyTorch 2.13")],
+)
+def test_models_of_another_framework_cannot_be_told(tool: str, framework: str) -> None:
+    made = written(["a"], tool, framework)
+    assert (made.text, made.missing) == ("", ("a",))
+    assert framework in made.note
+
+
+@pytest.mark.parametrize("tool", FOR_TORCH)
+def test_a_model_that_is_one_layer_has_no_name_to_tell(tool: str) -> None:
+    (layer,) = adapters.read(nn.Linear(2, 2)).layers
+    made = exclusions([layer.name], adapters.read(nn.Linear(2, 2)), None, tool)
+    assert (made.text, made.missing) == ("", (layer.name,))
+    assert "the model itself" in made.note
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda network: exclusions(["a"], network, None, "tensorflow"), BadArgumentError, "tool: got 'tensorflow'"),
+        (lambda network: exclusions([], network, None, "nncf"), BadArgumentError, "layers: none are given"),
+        (lambda network: exclusions(["A"], network, None, "nncf"), UnknownLayerError, "'A'; did you mean 'a'?"),
+    ],
+)
+def test_unknown_tools_and_layers_are_refused(
+    call: Callable[[Network], object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        call(network_of(["a"], "PyTorch"))
