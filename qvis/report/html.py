@@ -29,6 +29,7 @@ SCRIPTS = ("page", "figures", "table", "overview", "detail", "tools", "start")
 """Files in ``templates/widgets``, in the order in which they are joined."""
 
 FIGURES = {
+    "sensitivity": ("ranges", "relative", "levels"),
     "relative_weight_ranges": ("relative", "ranges", "levels"),
     "weight_ranges": ("ranges", "relative", "levels"),
     "changes_after_optimization": ("ranges", "relative", "levels"),
