@@ -10,6 +10,7 @@ import json
 import mmap
 import struct
 import zipfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from qvis.adapters.checkpoint.stored import reading
 from qvis.adapters.keras import config as keras_config
 from qvis.adapters.keras.units import Collector
-from qvis.errors import BadArgumentError
-from qvis.layers import Network
+from qvis.errors import BadArgumentError, NoGraphError, NotRunnableError
+from qvis.layers import Graph, Network
+from qvis.running import Batch, Runner
 
 if TYPE_CHECKING:
     import h5py
@@ -72,6 +74,49 @@ def read(model: Path) -> Network:
             raise BadArgumentError(f"model: {str(model)!r} {what}; {_WAY_OUT}")
         with zipfile.ZipFile(model) as archive:
             return _unpack(model, archive)
+
+
+def graph(model: Path, example: Batch | None = None) -> Graph:
+    """How data flows through the model in a file, which is loaded by Keras for that.
+
+    Raises
+    ------
+    NoGraphError
+        Keras cannot load it.
+    """
+    from qvis.adapters.keras.graph import graph as graph_of
+
+    return graph_of(_load(model, lambda reason: NoGraphError(f"no graph: {reason}")), example)
+
+
+def runner(model: Path, network: Network, loss: object = None) -> Runner:
+    """The model in a file made ready to be run, loaded by Keras.
+
+    Raises
+    ------
+    NotRunnableError
+        Keras cannot load it.
+    """
+    from qvis.adapters.keras.runner import runner as runner_of
+
+    return runner_of(_load(model, lambda reason: NotRunnableError(f"model: {reason}")), network, loss)
+
+
+def _load(path: Path, refuse: Callable[[str], Exception]) -> Any:
+    """The model in a file. Keras runs no code out of a file in its safe mode, and then loads only classes it knows."""
+    try:
+        import keras
+    except ImportError as error:
+        raise refuse(f"{str(path)!r} can only be run with Keras; install keras and tensorflow") from error
+    try:
+        return keras.models.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[0] if lines else type(error).__name__
+        raise refuse(
+            f"Keras cannot load {str(path)!r}: {reason}; load it in your own code, with its custom objects, and "
+            "pass the model"
+        ) from error
 
 
 def _unpack(path: Path, archive: zipfile.ZipFile) -> Network:

@@ -1,14 +1,322 @@
-"""How data flows through a Keras model."""
+"""How data flows through a Keras model: from the nodes that Keras itself notes down when a model is made.
+
+A functional or sequential model has such nodes. Others are called once more on symbolic tensors, which computes
+nothing; so are layers that are made of others. What that leaves in the model is put back.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from qvis.adapters.keras.live import collect, ends, package_of, walk
+from qvis.adapters.keras.outputs import described
+from qvis.adapters.keras.parts import RULES
+from qvis.adapters.keras.steps import Step, of_layer, of_operation
+from qvis.adapters.keras.tap import untouched
 from qvis.errors import NoGraphError
-from qvis.layers import Graph
+from qvis.layers import Graph, Node, Norm
 from qvis.running import Batch
 
 
-def graph(model: Any, example: Batch | None = None) -> Graph:  # noqa: ARG001
-    """How data flows through a model."""
-    raise NoGraphError("no graph: not of Keras models yet")
+def graph(model: Any, example: Batch | None = None) -> Graph:
+    """How data flows through a model.
+
+    Parameters
+    ----------
+    model
+        A model or layer of Keras 3.
+    example
+        A batch it can be run on. Needed for models that are neither functional nor sequential, unless they have one
+        input and know its shape.
+
+    Raises
+    ------
+    NoGraphError
+        The model's code takes no symbolic tensors, or it is a model of Keras 2.
+    """
+    if not hasattr(package_of(model), "KerasTensor"):
+        raise NoGraphError("no graph: models of Keras 2 (tf_keras) have none that qvis reads; build it with Keras 3")
+    # A thread of its own has names of its own, so that those that Keras gives to what comes next stay as they would be.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(_find, model, example).result()
+
+
+def _find(model: Any, example: Batch | None) -> Graph:
+    size = 1 if example is None else example.size
+    builder = _Builder(model, size)
+    with untouched({id(layer): layer for _, _, layer in walk(model)}.values()):
+        both = ends(model)
+        if both is not None:
+            builder.take_in(both[0])
+            builder.follow(_tensors(both[1]), "")
+            builder.finish(both[1])
+            return builder.graph(f"the nodes of Keras {package_of(model).__version__}")
+        args, kwargs = _symbolic(model, example)
+        builder.take_in((*args, *kwargs.values()), [*kwargs])
+        try:
+            results = builder.look_into(model, "", args, kwargs)
+        except Exception as error:
+            raise NoGraphError(
+                f"no graph: {model.name!r} cannot be called on symbolic tensors: {type(error).__name__}: "
+                f"{_first_line(error)}"
+            ) from error
+        builder.finish(results)
+        return builder.graph(f"a call of Keras {package_of(model).__version__} on symbolic tensors")
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+
+
+def _tensors(nest: Any) -> list[Any]:
+    """The symbolic tensors in a nest."""
+    import keras
+
+    return [one for one in keras.tree.flatten(nest) if isinstance(one, keras.KerasTensor)]
+
+
+def _symbolic(model: Any, example: Batch | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The inputs of a model as symbolic tensors, by an example or by the shape that the model was built for."""
+    import keras
+
+    def alike(one: Any) -> Any:
+        if not hasattr(one, "shape") or not hasattr(one, "dtype"):
+            return one
+        dtype = str(getattr(one.dtype, "name", one.dtype)).removeprefix("torch.")
+        return keras.KerasTensor((None, *map(int, one.shape[1:])), "float32" if dtype == "float64" else dtype)
+
+    if example is not None:
+        args: Any = keras.tree.map_structure(alike, tuple(example.args))
+        kwargs = {name: keras.tree.map_structure(alike, one) for name, one in example.kwargs.items()}
+        return args, {name: one for name, one in kwargs.items() if name != "training"}
+    shape = (model.get_build_config() or {}).get("input_shape")
+    if not isinstance(shape, (list, tuple)) or not all(one is None or isinstance(one, int) for one in shape):
+        raise NoGraphError(
+            f"no graph: {model.name!r} is neither functional nor sequential, so that its graph can only be found with "
+            "an example; give samples"
+        )
+    return (keras.KerasTensor((None, *shape[1:]), model.input_dtype),), {}
+
+
+@dataclass
+class _Builder:
+    """Gathers nodes in an order in which each follows those it takes from."""
+
+    model: Any
+    size: int
+    """Of a batch."""
+    nodes: list[Node] = field(default_factory=list)
+    norms: dict[str, Norm] = field(default_factory=dict)
+    made: dict[int, str] = field(default_factory=dict)
+    """The node that made each symbolic tensor."""
+    alive: list[Any] = field(default_factory=list)
+    """Tensors and operations, kept so that no other takes their place in memory."""
+    owners: dict[str, int] = field(default_factory=dict)
+    """The operation that a name belongs to."""
+    used: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        found = collect(self.model)
+        self.layers: dict[int, list[str]] = {}
+        for key, layer in found.layers.items():
+            self.layers.setdefault(id(found.sources[key][0].variable.held), []).append(layer.name)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # The ends
+
+    def take_in(self, given: Any, names: Sequence[str] = ()) -> None:
+        """Add the inputs."""
+        tensors = _tensors(given)
+        names = ["input"] * (len(tensors) - len(names)) + list(names)
+        for one, name in zip(tensors, names, strict=True):
+            history = getattr(one, "_keras_history", None)
+            name = name if history is None or history.operation is None else str(history.operation.name)
+            self._bind([one], self._add(self._name(name, one), Step("input"), (), shape=one.shape))
+
+    def finish(self, results: Any) -> None:
+        """Add the outputs."""
+        for _, one in described(results):
+            if id(one) in self.made:
+                self._add(self._name("output", self), Step("output"), (self.made[id(one)],), shape=())
+
+    def graph(self, source: str) -> Graph:
+        """What was gathered."""
+        return Graph(tuple(self.nodes), self.norms, source)
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # What lies between
+
+    def follow(self, results: Iterable[Any], prefix: str) -> None:
+        """Add all that some tensors are made from, as far as it is not there yet."""
+        todo = [(one, False) for one in reversed(list(results))]
+        while todo:
+            one, is_ready = todo.pop()
+            if id(one) in self.made:
+                continue
+            operation, index, _ = getattr(one, "_keras_history", (None, 0, 0))
+            if operation is None:
+                raise NoGraphError("no graph: a tensor comes from nowhere")
+            node = operation._inbound_nodes[index]
+            if is_ready:
+                self._emit(node, prefix)
+            else:
+                todo.append((one, True))
+                todo += [(given, False) for given in reversed(node.input_tensors)]
+
+    def look_into(self, layer: Any, prefix: str, args: Any, kwargs: Any) -> Any:
+        """Add what a layer does, by calling it on tensors that are there already. Returns its results."""
+        for _, op, inner in walk(layer):
+            if op in RULES and not inner.built:
+                raise ValueError(f"{inner.name!r} was never called")
+        if getattr(layer, "_call_has_training_arg", False):
+            kwargs = {**kwargs, "training": False}
+        if layer is self.model and _is_plain(layer, args):
+            results = layer(*args, **kwargs)
+        else:
+            results = layer.call(*args, **kwargs)
+        self.follow(_tensors(results), prefix)
+        return results
+
+    def _emit(self, node: Any, prefix: str) -> None:
+        operation = node.operation
+        inputs = [self.made[id(one)] for one in node.input_tensors]
+        if not hasattr(operation, "_layers"):
+            self._emit_operation(node, prefix, inputs)
+            return
+        path = self._plain(f"{prefix}{operation.name}" if operation is not self.model else "(root)", operation)
+        given = node.input_tensors[0].shape if node.input_tensors else ()
+        kwargs = {**dict(enumerate(node.arguments.args)), **node.arguments.kwargs}
+        kwargs |= {"reverse": kwargs.get("reverse", kwargs.get(1))}
+        steps = of_layer(operation, given, node.outputs[0].shape, kwargs) if ends(operation) is None else None
+        if steps is None and self._unfold(node, path):
+            return
+        self._emit_layer(node, path, inputs, steps)
+
+    def _unfold(self, node: Any, path: str) -> bool:
+        """Add what a model or layer inside is made of; False where that cannot be found."""
+        layer, count, norms, made = node.operation, len(self.nodes), dict(self.norms), dict(self.made)
+        inner = ends(layer)
+        try:
+            if inner is not None:
+                taken = _tensors(inner[0])
+                for one, given in zip(taken, _in_order(node, inner[0]), strict=True):
+                    self._bind([one], self.made[id(given)])
+                results = _tensors(inner[1])
+                self.follow(results, f"{path}/")
+            else:
+                results = _tensors(self.look_into(layer, f"{path}/", node.arguments.args, dict(node.arguments.kwargs)))
+            names = [self.made[id(one)] for one in results]
+            if len(names) != len(node.outputs):
+                raise ValueError("it returns another number of tensors")
+        except Exception:
+            del self.nodes[count:]
+            self.norms, self.made = norms, made
+            return False
+        # The tensors inside are the same in each call of a model.
+        self.made = made | {id(one): name for one, name in zip(node.outputs, names, strict=True)}
+        self.alive += node.outputs
+        return True
+
+    def _emit_layer(self, node: Any, path: str, inputs: list[str], steps: list[Step] | None) -> None:
+        layer = node.operation
+        if steps is None or steps[0].op.startswith("keras."):
+            held = [one for _, _, inner in walk(layer) for one in inner._trainable_variables]
+            inside = [name for variable in held for name in self.layers.get(id(variable), ())]
+            op = f"{'keras.' if type(layer).__module__.startswith('keras.') else ''}{type(layer).__name__}"
+            attributes = {"layers": tuple(dict.fromkeys(inside))} if inside else {}
+            steps = [Step(op, attributes, steps[0].weight if steps else ""), *(steps or [])[1:]]
+        whole = node.outputs[0].shape
+        if steps[0].op in ("add", "mul"):  # of several, two by two
+            for number in range(1, len(inputs) - 1):
+                name = self._name(f"{path}/{number}", (layer, number))
+                inputs = [self._add(name, steps[0], inputs[:2], shape=whole), *inputs[2:]]
+        for step in steps:
+            name = self._name(f"{path}/{step.suffix}", (layer, step.suffix)) if step.suffix else self._name(path, layer)
+            weight = self._layer_of(layer, step.weight)
+            inputs = [self._add(name, step, inputs, weight, whole if step.shape is None else step.shape)]
+            if step.op == "batch_norm":
+                self.norms[path] = _norm(layer, path)
+        self._bind(node.outputs, inputs[0])
+
+    def _emit_operation(self, node: Any, prefix: str, inputs: list[str]) -> None:
+        import keras
+
+        operation = node.operation
+        given = node.input_tensors[0].shape if node.input_tensors else ()
+        arguments = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+        applied = [name for one in arguments for name in self.layers.get(id(one), ())]
+        step = of_operation(operation, len(inputs), given)
+        layer = ""
+        if applied and type(operation).__name__ == "Matmul" and _is_second(arguments):
+            step, layer = Step("linear", {"channel_axis": -1, "bias": False}), applied[0]
+        elif applied:
+            step = Step(f"keras.{type(operation).__name__}", {"layers": tuple(applied)})
+        name = self._name(f"{prefix}{operation.name}", operation)
+        self._bind(node.outputs, self._add(name, step, inputs, layer, node.outputs[0].shape))
+
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _layer_of(self, layer: Any, variable: str) -> str:
+        """The name of the layer whose weight a variable is."""
+        held = [*layer._trainable_variables, *layer._non_trainable_variables] if variable else []
+        found = [self.layers[id(one)][0] for one in held if one.name == variable and id(one) in self.layers]
+        return found[0] if found else ""
+
+    def _plain(self, base: str, owner: Any) -> str:
+        """The name of an operation; ``#2`` follows that of another operation which has it already."""
+        self.alive.append(owner)
+        key = hash(owner) if isinstance(owner, tuple) else id(owner)
+        plain, number = base, 2
+        while self.owners.setdefault(plain, key) != key:
+            plain, number = f"{base}#{number}", number + 1
+        return plain
+
+    def _name(self, base: str, owner: Any) -> str:
+        """A name for a node of an operation; ``@2`` follows on its second call."""
+        plain = self._plain(base, owner)
+        self.used[plain] = self.used.get(plain, 0) + 1
+        return plain if self.used[plain] == 1 else f"{plain}@{self.used[plain]}"
+
+    def _add(
+        self, name: str, step: Step, inputs: Sequence[str], layer: str = "", shape: Sequence[int | None] = ()
+    ) -> str:
+        sizes = [self.size if index == 0 and one is None else one for index, one in enumerate(shape)]
+        known = tuple(one for one in sizes if one is not None)
+        known = known if len(known) == len(sizes) else ()
+        self.nodes.append(Node(name, step.op, tuple(inputs), layer, known, dict(step.attributes)))
+        return name
+
+    def _bind(self, tensors: Sequence[Any], name: str) -> None:
+        self.alive += tensors
+        self.made.update((id(one), name) for one in tensors)
+
+
+def _is_plain(layer: Any, args: Any) -> bool:
+    """Whether a layer alone is asked for, which has a rule of its own."""
+    shape = args[0].shape if args and hasattr(args[0], "shape") else ()
+    return of_layer(layer, shape, shape, {}) is not None
+
+
+def _in_order(node: Any, expected: Any) -> list[Any]:
+    """What a model inside is given, in the order of its inputs."""
+    given = node.arguments.args[0] if node.arguments.args else next(iter(node.arguments.kwargs.values()))
+    if isinstance(given, Mapping) and not isinstance(expected, Mapping):
+        return [given[one.name] for one in _tensors(expected)]
+    return _tensors(given)
+
+
+def _is_second(arguments: Sequence[Any]) -> bool:
+    """Whether a product is of a result and a matrix."""
+    return len(arguments) == 2 and hasattr(arguments[0], "_keras_history") and len(arguments[1].shape) == 2
+
+
+def _norm(layer: Any, name: str) -> Norm:
+    mean, variance = (np.asarray(one, np.float32) for one in (layer.moving_mean, layer.moving_variance))
+    scale = np.ones_like(mean) if layer.gamma is None else np.asarray(layer.gamma, np.float32)
+    shift = np.zeros_like(mean) if layer.beta is None else np.asarray(layer.beta, np.float32)
+    return Norm(name, mean, variance, scale, shift, float(layer.epsilon))

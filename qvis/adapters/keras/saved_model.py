@@ -18,14 +18,19 @@ from qvis.adapters.keras.guess import identify
 from qvis.adapters.keras.parts import owners
 from qvis.adapters.keras.tf_bundle import GRAPH, MAGIC, Bundle, Entry
 from qvis.adapters.keras.units import AnyArray, Collector, Unit, Variable
-from qvis.errors import BadArgumentError
-from qvis.layers import Network
+from qvis.errors import BadArgumentError, NoGraphError, NotRunnableError
+from qvis.layers import Graph, Network
+from qvis.running import Batch, Runner
 
 _INDEX = Path("variables", "variables.index")
 _MODELS = ("saved_model.pb", "saved_model.pbtxt")
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _NOT_THE_MODEL = re.compile(
     r"_?optimizer/|keras_api/|_?metrics/|save_counter|global_step|.*/\.OPTIMIZER_SLOT/|_CHECKPOINT"
+)
+_WITHOUT_LAYERS = (
+    "what TensorFlow saved, or a tf.Module, has no layers that could be given other weights; pass the Keras model that "
+    "it was made from, or its .keras file"
 )
 _WAY_OUT = "save it anew with tf.saved_model.save or model.export"
 
@@ -38,6 +43,16 @@ def handles(model: object) -> bool:
     if model.is_dir():
         return any((model / name).is_file() for name in _MODELS)
     return model.name.endswith(".index") and _ends_as_index(model)
+
+
+def graph(model: Any, example: Batch | None = None) -> Graph:  # noqa: ARG001
+    """Raises :class:`~qvis.errors.NoGraphError`: the layers are gone, and with them how they are connected."""
+    raise NoGraphError(f"no graph: {_WITHOUT_LAYERS}")
+
+
+def runner(model: Any, network: Network, loss: object = None) -> Runner:  # noqa: ARG001
+    """Raises :class:`~qvis.errors.NotRunnableError`: its functions do not take other weights."""
+    raise NotRunnableError(f"model: {_WITHOUT_LAYERS}")
 
 
 def _ends_as_index(path: Path) -> bool:

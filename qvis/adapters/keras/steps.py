@@ -1,0 +1,299 @@
+"""What the layers and operations of Keras are called in a graph: the words of :data:`qvis.layers.OPS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qvis.adapters.keras.parts import kernel_axes
+
+
+class Step(NamedTuple):
+    """An operation; a layer is a chain of them."""
+
+    op: str
+    attributes: Mapping[str, Any] = {}
+    weight: str = ""
+    """The variable that it applies."""
+    suffix: str = ""
+    """What follows the name of the layer."""
+    shape: tuple[int | None, ...] | None = None
+    """Of its result, where it is another than the layer's."""
+
+
+_ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in ("relu", "gelu", "silu", "sigmoid", "tanh", "softmax", "elu")},
+    "relu6": ("clip", {"low": 0.0, "high": 6.0}),
+    "leaky_relu": ("leaky_relu", {"slope": 0.2}),
+    "hard_sigmoid": ("hardsigmoid", {}),
+    "hard_silu": ("hardswish", {}),
+}
+
+
+def activation(function: Any) -> Step | None:
+    """The step of an activation, by the function that a layer holds; None where it does nothing."""
+    name = str(getattr(function, "__name__", type(function).__name__))
+    if function is None or (name == "linear" and _is_keras(function)):
+        return None
+    if name in _ACTIVATIONS and _is_keras(function):
+        op, attributes = _ACTIVATIONS[name]
+        return Step(op, attributes, suffix=name)
+    if hasattr(function, "_inbound_nodes"):  # a layer
+        found = of_layer(function, (), (), {})
+        if found is not None and len(found) == 1:
+            return found[0]._replace(suffix=str(function.name))
+    return Step(f"activation.{name}", suffix=name)
+
+
+def _is_keras(one: Any) -> bool:
+    return str(getattr(one, "__module__", "")).startswith("keras.")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layers
+
+Shape = tuple[Any, ...]
+
+
+def of_layer(layer: Any, given: Shape, returned: Shape, kwargs: Mapping[str, Any]) -> list[Step] | None:
+    """The steps that a layer of Keras takes; None for one that has to be looked into.
+
+    Parameters
+    ----------
+    layer
+        The layer.
+    given, returned
+        The shapes of its first input and its result.
+    kwargs
+        What else it was called with.
+    """
+    if not _is_keras(type(layer).call):
+        return None
+    for cls in type(layer).__mro__:
+        if _is_keras(cls) and cls.__name__ in _LAYERS:
+            steps = _LAYERS[cls.__name__](layer, given, returned, kwargs)
+            applies = any(step.weight for step in steps)
+            after = activation(getattr(layer, "activation", None)) if applies else None
+            return [*steps, after] if after is not None else steps
+    return None
+
+
+def _word(op: str, **attributes: Any) -> Callable[..., list[Step]]:
+    return lambda *_: [Step(op, attributes)]
+
+
+def _channel_axis(layer: Any) -> int:
+    return 1 if layer.data_format == "channels_first" else -1
+
+
+def _dense(layer: Any, *_: Any) -> list[Step]:
+    return [Step("linear", {"channel_axis": -1, "bias": bool(layer.use_bias)}, "kernel")]
+
+
+def _einsum(layer: Any, given: Shape, returned: Shape, _: Any) -> list[Step]:
+    """A matrix times the last axes, several of which count as one; else an operation of its own."""
+    left, _, rest = layer.equation.replace(" ", "").partition(",")
+    kernel, _, right = rest.partition("->")
+    reached = [kernel[axis] for axis in kernel_axes({"equation": layer.equation}, len(kernel)) or ()]
+    summed = [letter for letter in kernel if letter not in reached]
+    plain = left.endswith("".join(summed)) and right.endswith("".join(reached)) and not set(reached) & set(left)
+    if not (plain and summed and reached and kernel == "".join(summed + reached)):
+        return [Step("keras.EinsumDense", {}, "kernel")]
+    sizes = dict(zip(kernel, layer.kernel.shape, strict=True))
+    outer = tuple(given[: len(given) - len(summed)])
+    before, after = prod(sizes[one] for one in summed), prod(sizes[one] for one in reached)
+    steps = [Step("reshape", suffix="inputs", shape=(*outer, before))] if len(summed) > 1 else []
+    attributes = {"channel_axis": -1, "bias": layer.bias is not None}
+    steps.append(Step("linear", attributes, "kernel", shape=(*outer, after)))
+    if len(reached) > 1:
+        steps.append(Step("reshape", suffix="outputs", shape=returned))
+    return steps
+
+
+def _conv(layer: Any, given: Shape, *_: Any) -> list[Step]:
+    groups = given[_channel_axis(layer)] if hasattr(layer, "depth_multiplier") else layer.groups
+    return [_convolution(layer, groups, _pads(layer), bool(layer.use_bias), "kernel")]
+
+
+def _convolution(layer: Any, groups: int, padding: bool, bias: bool, weight: str, suffix: str = "") -> Step:
+    attributes = {
+        "groups": groups,
+        "padding": padding,
+        "channel_axis": _channel_axis(layer),
+        "columns": "channels last",
+        "bias": bias,
+    }
+    return Step("conv", attributes, weight, suffix)
+
+
+def _pads(layer: Any) -> bool:
+    return layer.padding != "valid" and any(size > 1 for size in layer.kernel_size)
+
+
+def _separable(layer: Any, given: Shape, returned: Shape, _: Any) -> list[Step]:
+    axis = _channel_axis(layer)
+    middle = list(returned)
+    middle[axis] = given[axis] * layer.depth_multiplier
+    first = _convolution(layer, given[axis], _pads(layer), False, "depthwise_kernel", "depthwise_kernel")
+    second = _convolution(layer, 1, False, bool(layer.use_bias), "pointwise_kernel", "pointwise_kernel")
+    return [first._replace(shape=tuple(middle)), second]
+
+
+def _transposed(layer: Any, *_: Any) -> list[Step]:
+    attributes = {"groups": 1, "channel_axis": _channel_axis(layer), "columns": "channels last"}
+    return [Step("conv_transpose", {**attributes, "bias": bool(layer.use_bias)}, "kernel")]
+
+
+def _lookup(layer: Any, _given: Shape, _returned: Shape, kwargs: Mapping[str, Any]) -> list[Step]:
+    if not kwargs.get("reverse"):
+        return [Step("embedding", {}, "embeddings")]
+    own = getattr(layer, "reverse_embeddings", None) is not None
+    return [Step("linear", {"channel_axis": -1}, "reverse_embeddings" if own else "embeddings")]
+
+
+def _norm(layer: Any, *_: Any) -> list[Step]:
+    return [Step("batch_norm", {"channel_axis": int(layer.axis), "shift": bool(layer.center)})]
+
+
+def _layer_norm(layer: Any, *_: Any) -> list[Step]:
+    axes = tuple(layer.axis) if isinstance(layer.axis, (list, tuple)) else (layer.axis,)
+    if hasattr(layer, "center"):
+        return [Step("layer_norm", {"axes": axes, "scale": bool(layer.scale), "shift": bool(layer.center)})]
+    return [Step("rms_norm", {"axes": axes, "scale": True, "shift": False})]
+
+
+def _relu(layer: Any, *_: Any) -> list[Step]:
+    slope, high, threshold = float(layer.negative_slope or 0), layer.max_value, float(layer.threshold or 0)
+    if threshold or (slope and high is not None):
+        return [Step("keras.ReLU")]
+    if slope:
+        return [Step("leaky_relu", {"slope": slope})]
+    return [Step("relu") if high is None else Step("clip", {"low": 0.0, "high": float(high)})]
+
+
+def _prelu(layer: Any, *_: Any) -> list[Step]:
+    slopes = np.asarray(layer.alpha)
+    return [Step("prelu", {"slopes": slopes.reshape(-1) if slopes.size == slopes.shape[-1] else slopes})]
+
+
+def _activation(layer: Any, *_: Any) -> list[Step]:
+    step = activation(layer.activation)
+    return [Step("identity") if step is None else step._replace(suffix="")]
+
+
+def _flatten(layer: Any, given: Shape, *_: Any) -> list[Step]:
+    turned = layer.data_format == "channels_first" and len(given) > 2
+    return [Step("keras.Flatten") if turned else Step("flatten", {"start": 1})]
+
+
+_LAYERS: dict[str, Callable[..., list[Step]]] = {
+    "Dense": _dense,
+    "EinsumDense": _einsum,
+    **{f"Conv{n}D": _conv for n in (1, 2, 3)},
+    **{f"DepthwiseConv{n}D": _conv for n in (1, 2)},
+    **{f"SeparableConv{n}D": _separable for n in (1, 2)},
+    **{f"Conv{n}DTranspose": _transposed for n in (1, 2, 3)},
+    "Embedding": _lookup,
+    "ReversibleEmbedding": _lookup,
+    "BatchNormalization": _norm,
+    "LayerNormalization": _layer_norm,
+    "RMSNormalization": _layer_norm,
+    "GroupNormalization": _word("group_norm"),
+    "ReLU": _relu,
+    "LeakyReLU": lambda layer, *_: [Step("leaky_relu", {"slope": float(layer.negative_slope)})],
+    "PReLU": _prelu,
+    "ELU": _word("elu"),
+    "Softmax": _word("softmax"),
+    "Activation": _activation,
+    "Add": _word("add", constant=False),
+    "Subtract": _word("sub", constant=False),
+    "Multiply": _word("mul", constant=False),
+    "Concatenate": lambda layer, *_: [Step("concat", {"axis": int(layer.axis)})],
+    "Dot": _word("matmul"),
+    **{f"{kind}MaxPooling{n}D": _word("max_pool") for kind in ("", "Global") for n in (1, 2, 3)},
+    **{f"{kind}AveragePooling{n}D": _word("avg_pool") for kind in ("", "Global") for n in (1, 2, 3)},
+    **{f"ZeroPadding{n}D": _word("pad", value=0.0) for n in (1, 2, 3)},
+    **{f"UpSampling{n}D": _word("resize") for n in (1, 2, 3)},
+    **{f"Cropping{n}D": _word("split", axis=None) for n in (1, 2, 3)},
+    "Flatten": _flatten,
+    "Reshape": _word("reshape"),
+    "Permute": lambda layer, *_: [Step("transpose", {"axes": (0, *layer.dims)})],
+    "Identity": _word("identity"),
+    **{
+        name: _word("dropout")
+        for name in ("Dropout", "GaussianDropout", "GaussianNoise", "AlphaDropout", "ActivityRegularization")
+    },
+    **{f"SpatialDropout{n}D": _word("dropout") for n in (1, 2, 3)},
+    **{
+        name: _word(f"keras.{name}")
+        for name in ("RNN", "TimeDistributed", "Bidirectional", "Average", "Maximum", "Minimum")
+    },
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Operations
+
+_SAME = {
+    **dict.fromkeys(("Cast", "Copy", "Identity", "StopGradient"), "identity"),
+    **dict.fromkeys(("Reshape", "Squeeze", "ExpandDims"), "reshape"),
+    **{name: name.lower() for name in ("Relu", "Gelu", "Silu", "Sigmoid", "Tanh", "Softmax", "Elu")},
+    "HardSilu": "hardswish",
+    "HardSigmoid": "hardsigmoid",
+    "MaxPool": "max_pool",
+    "AveragePool": "avg_pool",
+    "Resize": "resize",
+    "DotProductAttention": "attention",
+}
+_OF_TWO = {"Add": "add", "Subtract": "sub", "Multiply": "mul", "Divide": "div", "TrueDivide": "div"}
+_PRODUCTS = ("Matmul", "Einsum", "Dot", "Tensordot")
+
+
+def of_operation(operation: Any, inputs: int, given: Shape) -> Step:
+    """The step of an operation of ``keras.ops`` that takes so many results."""
+    name = type(operation).__name__
+    if name in _SAME:
+        return Step(_SAME[name])
+    if name in _OF_TWO:
+        return Step(_OF_TWO[name], {"constant": inputs == 1})
+    if name in _PRODUCTS and inputs == 2:
+        return Step("matmul")
+    found = _with_numbers(name, vars(operation), given)
+    return found if found is not None else Step(f"keras.{name}")
+
+
+def _with_numbers(name: str, held: Mapping[str, Any], given: Shape) -> Step | None:
+    """An operation that is known together with the numbers it holds."""
+    if name == "LeakyRelu":
+        return Step("leaky_relu", {"slope": float(held["negative_slope"])})
+    if name == "Relu6":
+        return Step("clip", {"low": 0.0, "high": 6.0})
+    if name == "Clip" and all(np.ndim(held[key]) == 0 for key in ("x_min", "x_max")):
+        low, high = (None if held[key] is None else float(held[key]) for key in ("x_min", "x_max"))
+        return Step("clip", {"low": low, "high": high})
+    if name == "Concatenate":
+        return Step("concat", {"axis": held.get("axis")})
+    if name in ("Split", "GetItem", "Slice", "Unstack"):
+        return Step("split", {"axis": held.get("axis") if name in ("Split", "Unstack") else None})
+    if name == "Transpose":
+        axes = held.get("axes")
+        return Step("transpose", {"axes": tuple(axes) if axes is not None else tuple(range(len(given)))[::-1]})
+    if name == "Pad" and held.get("mode") == "constant":
+        return Step("pad", {"value": float(held.get("constant_values") or 0)})
+    if name == "Mean" and _is_spatial(held.get("axis"), len(given)):
+        return Step("avg_pool")
+    return None
+
+
+def _is_spatial(axes: int | Sequence[int] | None, rank: int) -> bool:
+    """Whether a mean is over places and not over channels, or samples."""
+    import keras
+
+    if axes is None or not rank:
+        return False
+    taken = {axis % rank for axis in ([axes] if isinstance(axes, int) else axes)}
+    channel = 1 if keras.config.image_data_format() == "channels_first" else rank - 1
+    return not taken & {0, channel}
