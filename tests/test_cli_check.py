@@ -135,7 +135,8 @@ def test_json_tells_the_same_to_machines(capsys: pytest.CaptureFixture[str]) -> 
     output = capsys.readouterr()
     result = json.loads(output.out)
     assert result["passed"] is False
-    assert result["limits"] == {"min_kept_db": 12.5, "min_sqnr": None}
+    expected = {"min_kept_db": 12.5, "min_sqnr": None, "max_damage": None, "max_total_damage": None}
+    assert result["limits"] == expected
     assert (result["bits"], result["layers"], result["fail_on"]) == (7, 3, "problem")
     assert [failure["name"] for failure in result["failures"]] == ["1"]
     assert result["failures"][0]["severity"] == "problem"

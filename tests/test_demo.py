@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from qvis import analyze
-from qvis.adapters.digits import load_digits_model
+from qvis.adapters.digits import load_digits_model, load_digits_samples
 from qvis.analysis.comparison import compare
 from qvis.cli import main
 from qvis.errors import OutputError
 from qvis.report.document import summarize, summarize_changes
 from qvis.report.index import render_index, write_index
 
-PAGES = ("relative_weight_ranges", "weight_ranges", "changes_after_optimization")
+PAGES = ("sensitivity", "relative_weight_ranges", "weight_ranges", "changes_after_optimization")
 
 
 class Page(HTMLParser):
@@ -61,17 +61,14 @@ def document_of(model: nn.Module, name: str) -> dict[str, Any]:
     return summarize(analyze(model, name=name), "weight_ranges")
 
 
-def test_the_demo_writes_three_pages_and_the_index_and_nothing_else(demo: Path) -> None:
+def test_the_demo_writes_its_pages_and_the_index_and_nothing_else(demo: Path) -> None:
     assert sorted(path.name for path in demo.iterdir()) == sorted([*(f"{name}.html" for name in PAGES), "index.html"])
 
 
 def test_the_index_links_each_page_with_its_true_verdict(demo: Path) -> None:
-    trained, folded = analyze(load_digits_model()), analyze(load_digits_model(folded=True))
-    expected = [
-        summarize(folded, "relative_weight_ranges"),
-        summarize(folded, "weight_ranges"),
-        summarize_changes(compare(trained, folded)),
-    ]
+    trained, folded = analyze(load_digits_model(), fold=False), analyze(load_digits_model(folded=True))
+    judged = analyze(load_digits_model(), inputs=load_digits_samples()[0], measure="top")
+    expected = [summarize(judged, kind) for kind in PAGES[:-1]] + [summarize_changes(compare(trained, folded))]
     index = Page((demo / "index.html").read_text(encoding="utf-8"))
     assert index.values("a", "href") == [f"{name}.html" for name in PAGES]
     assert index.verdicts == [document["verdict"]["text"] for document in expected]

@@ -20,7 +20,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "qvis").rglob("*.py"))
 FRAMEWORKS = {"torch", "torchvision", "torchao", "tensorflow", "keras", "h5py", "onnx", "onnxruntime", "transformers"}
-OPTIONAL = {"torch": "torch", "h5py": "keras", "PIL": "pillow"}
+OPTIONAL = {
+    "torch": "torch",
+    "h5py": "keras",
+    "keras": "keras",
+    "tensorflow": "tensorflow",
+    "onnx": "onnx",
+    "onnxruntime": "onnxruntime",
+    "PIL": "pillow",
+}
 """Imported modules that an extra installs, and a requirement of that extra."""
 DISTRIBUTIONS = {"markupsafe": "jinja2", "click": "typer"}
 """Imported modules that come with another distribution, which needs them."""

@@ -424,7 +424,7 @@ def test_no_reason_has_a_wrong_number_of_channels_or_a_number_that_is_none(weigh
 @pytest.fixture(scope="module", params=[False, True], ids=["with BatchNorm", "folded"])
 def trained(request: pytest.FixtureRequest) -> tuple[dict[str, Array], Analysis]:
     model = load_digits_model(folded=request.param)
-    found = analyze(model)
+    found = analyze(model, fold=False)
     parameters = dict(model.named_parameters())
     arrays = {one.name: parameters[f"{one.name}.weight"].detach().numpy() for one in found.layers}
     return {name: array.reshape(len(array), -1) for name, array in arrays.items()}, found

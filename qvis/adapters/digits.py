@@ -14,10 +14,15 @@ from typing import TYPE_CHECKING, Any
 from qvis.errors import QvisError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
 WEIGHTS = "models/digits.safetensors"
 """Where the trained weights are, within the package."""
+
+SAMPLES = "models/digits_samples.npz"
+"""Pictures for it."""
 
 STEM = 24
 """Channels after the first convolution."""
@@ -59,6 +64,23 @@ def load_digits_model(folded: bool = False) -> nn.Module:
     if folded:
         _fold(model)
     return model
+
+
+def load_digits_samples() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Load 128 of the pictures that the shipped model never saw in training, and the digits that they show.
+
+    They are of the data set "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, UCI Machine Learning
+    Repository, 1998, CC BY 4.0), as scikit-learn has it.
+
+    Returns
+    -------
+    pictures, digits
+        (128, 1, 8, 8) with values from 0 to 1, and (128,).
+    """
+    import numpy as np
+
+    with np.load(str(files("qvis") / SAMPLES)) as stored:
+        return (stored["x"][:, None] / 16).astype(np.float32), stored["y"].astype(np.int64)
 
 
 def __getattr__(name: str) -> Any:

@@ -18,6 +18,7 @@ from qvis.version import __version__
 
 FILE = "index.html"
 ABOUT = {
+    "sensitivity": "What rounding each layer does to the output, at every width, and what would help.",
     "relative_weight_ranges": "How unequal the channels of each layer are, and what one grid for all of them costs.",
     "weight_ranges": "Minimum, quartiles, mean and maximum of every channel of every layer.",
     "changes_after_optimization": "Both versions on common axes, with the difference shaded.",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from math import nan
 from typing import Any
+
+import numpy as np
 
 from qvis.analysis.calibration import METHODS, Candidate, candidates, coarse
 from qvis.analysis.damage import Damage, LayerSensitivity, Sensitivity
-from qvis.layers import Analysis, LayerAnalysis, decibels
+from qvis.layers import Analysis, FloatArray, LayerAnalysis, decibels
 from qvis.noise import Histogram
 from qvis.words import percent
 
@@ -26,17 +29,19 @@ def summarize_sensitivity(analysis: Analysis) -> Document | None:
         "samples": known.samples,
         "passes": known.passes,
         "settled": known.settled,
-        "agreement": known.agreement,
+        "agreement": significant(known.agreement, 3),
         "loss": known.loss,
         "bits": list(known.bits),
         "granularities": list(known.granularities),
         "judged": known.granularities[0],
         "predicted_total": {
-            one: [known.predicted_total(bits, one) for bits in known.bits] for one in known.granularities
+            one: [significant(known.predicted_total(bits, one)) for bits in known.bits] for one in known.granularities
         },
-        "total": {one: [known.total[bits, one] for bits in known.bits] for one in known.granularities},
-        "total_inputs": [known.total_inputs[bits] for bits in known.bits],
-        "total_both": {one: [known.total_both[bits, one] for bits in known.bits] for one in known.granularities},
+        "total": {one: [significant(known.total[bits, one]) for bits in known.bits] for one in known.granularities},
+        "total_inputs": [significant(known.total_inputs[bits]) for bits in known.bits],
+        "total_both": {
+            one: [significant(known.total_both[bits, one]) for bits in known.bits] for one in known.granularities
+        },
         "operations": sum(layer.operations for layer in known.layers),
         "notes": list(known.notes),
         "methods": METHODS,
@@ -52,24 +57,36 @@ def summarize_layer(layer: LayerAnalysis, analysis: Analysis) -> Document | None
     judged = result.damage(analysis.bits, known.granularities[0])
     entering = result.damage(analysis.bits, what="inputs")
     return {
-        "damage": judged.value,
-        "damage_db": decibels(1.0, judged.value),
-        "spread": judged.spread,
+        "damage": significant(judged.value),
+        "damage_db": significant(decibels(1.0, judged.value)),
+        "spread": significant(judged.spread, 2),
         "confidence": judged.confidence,
-        "damage_inputs": entering.value,
+        "damage_inputs": significant(entering.value),
         "weights": {one: _figures(result, known, one) for one in known.granularities},
         "inputs": _columns([result.damage(bits, what="inputs") for bits in known.bits]) if result.inputs else None,
-        "without": {one: result.without.get((analysis.bits, one), float("nan")) for one in known.granularities},
+        "without": {one: significant(result.without.get((analysis.bits, one), nan)) for one in known.granularities},
         "predicted_without": {
-            one: known.predicted_total(analysis.bits, one) - result.damage(analysis.bits, one).predicted
+            one: significant(known.predicted_total(analysis.bits, one) - result.damage(analysis.bits, one).predicted)
             for one in known.granularities
         },
-        "output_sqnr_db": dict(result.output_sqnr),
+        "output_sqnr_db": {one: significant(kept) for one, kept in result.output_sqnr.items()},
         "operations": result.operations,
         "share_of_operations": result.operations / total if total else 0.0,
         "entering": _entering(result, analysis),
         "weight_grids": _weight_grids(result, analysis),
     }
+
+
+def significant(value: float, digits: int = 4) -> float:
+    """Rounded to so many digits that count: more of them would differ from machine to machine, and tell nothing."""
+    return float(f"{value:.{digits}g}")
+
+
+def _significant(values: FloatArray) -> FloatArray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        power = np.where(values != 0, 10.0 ** (np.floor(np.log10(np.abs(values))) - 2), 1.0)
+        rounded: FloatArray = np.rint(values / power) * power
+    return rounded
 
 
 def _figures(result: LayerSensitivity, known: Sensitivity, granularity: str) -> Document:
@@ -79,10 +96,10 @@ def _figures(result: LayerSensitivity, known: Sensitivity, granularity: str) -> 
 def _columns(damages: list[Damage]) -> Document:
     """A list of each figure, by bits."""
     return {
-        "value": [one.value for one in damages],
-        "predicted": [one.predicted for one in damages],
-        "spread": [one.spread for one in damages],
-        "measured": [one.measured for one in damages],
+        "value": [significant(one.value) for one in damages],
+        "predicted": [significant(one.predicted) for one in damages],
+        "spread": [significant(one.spread, 2) for one in damages],
+        "measured": [significant(one.measured) for one in damages],
         "confidence": [one.confidence for one in damages],
     }
 
@@ -96,12 +113,16 @@ def _entering(result: LayerSensitivity, analysis: Analysis) -> Document | None:
     values = known.histogram.counts.sum() + known.histogram.zeros
     return {
         **_histogram(known.histogram),
-        "zeros": float(known.histogram.zeros / values) if values else float("nan"),
+        "zeros": significant(float(known.histogram.zeros / values)) if values else nan,
         "channels": int(known.low.size),
-        "step": grid.step,
+        "step": significant(grid.step, 6),
         "zero": grid.zero,
         "grids": [_candidate(one) for one in found],
-        "channel_statistics": {"min": known.low, "mean": known.mean, "max": known.high},
+        "channel_statistics": {
+            "min": _significant(known.low),
+            "mean": _significant(known.mean),
+            "max": _significant(known.high),
+        },
     }
 
 
@@ -113,10 +134,10 @@ def _weight_grids(result: LayerSensitivity, analysis: Analysis) -> Document:
 
 def _histogram(histogram: Histogram) -> Document:
     return {
-        "low": histogram.low,
-        "high": histogram.high,
-        "counts": coarse(histogram.counts, BARS),
-        "importance": coarse(histogram.importance, BARS),
+        "low": significant(histogram.low, 6),
+        "high": significant(histogram.high, 6),
+        "counts": _significant(coarse(histogram.counts, BARS)),
+        "importance": _significant(coarse(histogram.importance, BARS)),
     }
 
 
@@ -124,12 +145,12 @@ def _candidate(one: Candidate) -> Document:
     low, high = one.grid.ends
     return {
         "method": one.method,
-        "step": one.grid.step,
+        "step": significant(one.grid.step, 6),
         "zero": one.grid.zero,
-        "low": low,
-        "high": high,
-        "sqnr_db": one.sqnr_db,
-        "damage": one.damage,
+        "low": significant(low, 6),
+        "high": significant(high, 6),
+        "sqnr_db": significant(one.sqnr_db),
+        "damage": significant(one.damage),
     }
 
 
