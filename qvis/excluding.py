@@ -207,7 +207,9 @@ def _trtexec(model: Model) -> Setting:
     It parts the list at commas, takes single quotes out, and expands stars. Options for this were removed in 11.
     """
     nodes = _nodes(model, "trtexec")
-    names = {layer: tuple(name for name in every if not re.search(r"[,'*]", name)) for layer, every in nodes.names.items()}
+    names = {
+        layer: tuple(name for name in every if not re.search(r"[,'*]", name)) for layer, every in nodes.names.items()
+    }
     why = "trtexec cannot be told names with commas, quotes or stars"
     unspeakable = {layer: why for layer, some in names.items() if len(some) < len(nodes.names[layer])}
     text = "trtexec --onnx=model.onnx --int8 --precisionConstraints=obey '--layerPrecisions=LAYERS'\n"

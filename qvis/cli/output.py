@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from qvis.words import count, visible
-
 if TYPE_CHECKING:
     from qvis.layers import Analysis
     from qvis.report import Report
@@ -29,6 +27,7 @@ def print_table(document: Document, all_rows: bool = False) -> None:
 def print_exclusion(analysis: Analysis, tool: str) -> None:
     """How a tool is told to keep the layers that are a problem in float."""
     from qvis.excluding import TITLES, exclusions
+    from qvis.words import count, visible
 
     if not analysis.problematic_layers:
         print(f"\nNo layer is a problem: {TITLES[tool]} need leave none in float.")
