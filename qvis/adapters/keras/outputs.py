@@ -78,7 +78,7 @@ def first_line(error: Exception) -> str:
     """What an error says, without what Keras puts around it."""
     lines = [_MARKS.sub("", line).strip() for line in str(error).splitlines()]
     told = [line for line in lines if line and not line.startswith("Exception encountered when calling")]
-    return told[0] if told else "no message"
+    return told[0].rstrip(".") if told else "no message"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from qvis.adapters.keras.units import AnyArray, Source
 from qvis.errors import BadArgumentError, NotRunnableError, suggest
 from qvis.layers import FloatArray, Network, Norm
 from qvis.running import Batch, Gradient, Grid, Passage, Probe, Runner
+from qvis.words import listed_names
 
 _TRAINING = ("train_function", "test_function", "predict_function")
 _STATISTICS = ("gamma", "beta", "moving_mean", "moving_variance")
@@ -70,9 +71,9 @@ class KerasRunner:
         if not self.layers:
             raise NotRunnableError("model: none of its layers has weights that could be exchanged for others")
         left = [layer.name for layer in network.layers if layer.name not in self._sources]
-        self.notes = [f"{name}: its weights are quantized, and cannot be exchanged" for name in left]
+        self.notes = [f"the weights of {listed_names(left)} are quantized, and cannot be exchanged"] if left else []
         self._entries, hidden = entries(self._sources, self._layers)
-        self.notes += [_unseen(name) for name in hidden]
+        self.notes += _unseen(hidden)
         self._unbuilt = [layer for _, op, layer in walk(model) if op in RULES and not layer.built]
         self._norms = {name: layer for name, _, layer in walk(model) if hasattr(layer, "moving_variance")}
         self._loss = per_sample(loss)
@@ -198,7 +199,7 @@ class KerasRunner:
                 raise NotRunnableError(first_line(error)) from None
             losses = None if self._loss is None else self._loss(labels, result, size)
         outputs, notes = self._end.outputs(result) if losses is None else ([losses], [])
-        notes += [_unseen(name) for name in sorted(tap.missed)]
+        notes += _unseen(sorted(tap.missed))
         self.notes += [note for note in notes if note not in self.notes]
         return outputs, tap
 
@@ -265,8 +266,8 @@ def _statistics(layer: Any) -> dict[str, Any]:
     return {name: variable for name, variable in held.items() if variable is not None}
 
 
-def _unseen(name: str) -> str:
-    return f"{name}: what enters it cannot be seen"
+def _unseen(names: Sequence[str]) -> list[str]:
+    return [f"what enters {listed_names(names)} cannot be seen: it comes up inside a layer"] if names else []
 
 
 def _refuse_to_build(name: str, *_: Any, **__: Any) -> None:
