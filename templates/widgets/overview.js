@@ -3,6 +3,7 @@ const overview = (() => {
   const field = $(".field"), stems = $$(".stems i");
   if (!field) return {mark() {}};
   const hover = $(".hover", field);
+  const value = (layer, name) => data.report.sensitivity ? layer.sensitivity?.damage ?? null : data.of(layer, name).noise_share;
   const height = (stem) => parseFloat(stem.style.getPropertyValue("--h"));
 
   function nearest(event) {
@@ -15,7 +16,7 @@ const overview = (() => {
   }
   field.addEventListener("pointermove", (event) => {
     const i = nearest(event), box = field.getBoundingClientRect(), layer = data.layers[i];
-    const share = (name) => { const value = data.of(layer, name).noise_share; return value === null ? "n/a" : words.percent(value); };
+    const share = (name) => { const shown = value(layer, name); return shown === null ? "n/a" : words.percent(shown); };
     hover.textContent = `${words.visible(layer.name)}  ${data.series.map(share).join(" → ")}  ${layer.severity}`;
     hover.hidden = false;
     const half = hover.offsetWidth / 2;

@@ -64,6 +64,7 @@ const table = (() => {
     mark(old, now) {
       byLayer[old]?.classList.remove("on"); byLayer[old]?.removeAttribute("aria-current");
       byLayer[now]?.classList.add("on"); byLayer[now]?.setAttribute("aria-current", "true");
+      document.dispatchEvent(new CustomEvent("layer", {detail: now}));
     },
     columns: () => heads.filter((head) => head.offsetWidth).length,
   };

@@ -15,12 +15,12 @@ const tools = (() => {
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   }
 
-  async function copy(text) {
+  async function copy(text, said = "Copied as Markdown") {
     try { await navigator.clipboard.writeText(text); } catch {         // a file:// page may not use the clipboard
       const area = document.body.appendChild(document.createElement("textarea"));
       area.value = text; area.select(); document.execCommand("copy"); area.remove();
     }
-    say("Copied as Markdown");
+    say(said);
   }
 
   const FIELDS = ["noise_share", "noise_share_channel", "sqnr_tensor_db", "sqnr_channel_db", "largest_relative_range", "median_levels"];
@@ -110,5 +110,5 @@ const tools = (() => {
   let before;                                                          // the theme to return to after printing
   addEventListener("beforeprint", () => { root.classList.add("all"); before = root.dataset.theme; root.dataset.theme = "light"; detail.place(); figures.paint(); figures.repaint(); });
   addEventListener("afterprint", () => { root.dataset.theme = before; before = undefined; detail.place(); figures.paint(); });
-  return {showTheme, printing: () => before !== undefined};
+  return {showTheme, copy, printing: () => before !== undefined};
 })();
