@@ -10,22 +10,26 @@ from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from qvis.analysis.damage import UNRELIABLE
 from qvis.errors import QvisError
 from qvis.report.channels import BINS, COLUMNS, pack_channels
+from qvis.report.distributions import lighten, pack_distributions
 from qvis.report.document import Document, jsonable
 from qvis.report.rows import find_overview, find_rows
 from qvis.words import count, visible
 
 STYLES = (
-    "page", "tools", "verdict", "overview", "heatmap", "table", "detail", "exclusions", "glossary", "left_out", "help",
-    "narrow", "print",
+    "page", "tools", "verdict", "overview", "heatmap", "table", "detail", "damage", "exclusions", "glossary", "left_out",
+    "help", "narrow", "print",
 )
-SCRIPTS = ("page", "figures", "table", "overview", "heatmap", "detail", "exclusions", "tools", "start")
+SCRIPTS = (
+    "page", "canvas", "damage", "distributions", "figures", "table", "overview", "heatmap", "detail", "exclusions",
+    "tools", "start",
+)
 """Files in ``templates/widgets``, in the order in which they are joined."""
 
 FIGURES = {
@@ -39,13 +43,13 @@ FIGURES = {
 def render_html(document: Document) -> str:
     """The page for a document of any kind; the same bytes for the same document."""
     changes = document["kind"] == "changes_after_optimization"
-    series = ("before", "after") if changes else (None,)
+    series = ("before", "after") if changes else (None, "stored")
     points, channels = pack_channels(document["layers"], series)
-    summary = json.dumps(
-        {"document": jsonable(document, statistics=False), "columns": COLUMNS, "bins": BINS, "points": points},
-        ensure_ascii=False,
-        separators=(",", ":"),
-    )
+    head, distributions = pack_distributions(document["layers"])
+    light: Document = jsonable(document, statistics=False)
+    light["layers"] = [lighten(layer) for layer in light["layers"]]
+    payload = {"document": light, "columns": COLUMNS, "bins": BINS, "points": points, "distributions": head | {"unreliable": UNRELIABLE}}
+    summary = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
     bokeh = _bokeh_script()
     theme, script = read_widget("theme.js"), _join_scripts()
     page = {
@@ -55,8 +59,10 @@ def render_html(document: Document) -> str:
         "hashes": [_hash(text) for text in (theme, script, bokeh)],
         "payload": _pack(summary.encode()),
         "channels": _pack(channels),
+        "distributions": _pack(distributions),
         "bokeh": _packed_bokeh(),
         "figure_order": FIGURES[document["kind"]],
+        "unreliable": round(100 * UNRELIABLE),
     }
     template = "changes.html.jinja" if changes else "report.html.jinja"
     return environment().get_template(template).render(

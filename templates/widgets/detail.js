@@ -22,6 +22,11 @@ const detail = (() => {
       lines.push(line);
     });
     $(".findings").replaceChildren(...lines);
+    const which = $("[data-test=which]");
+    if (which) which.hidden = !layer.stored;
+    if (layer.stored) $(".note", which).textContent = data.asStored
+      ? "Shown: the weights as the model holds them. The findings are about the quantized ones."
+      : `Shown: with ${layer.norms.map(words.visible).join(" and ")} folded in, which is what gets rounded.`;
     const shape = part.shape.join("×") || "scalar";
     const extra = [data.changes && layer.name_before !== layer.name && `before: ${words.visible(layer.name_before)}`, part.aliases.length && `tied to ${part.aliases.map(words.visible).join(", ")}`, ...part.notes].filter(Boolean);
     $(".detail-meta").textContent = [`${part.op} ${shape} ${part.dtype}`, words.count(part.weights, "weight"), `${words.count(part.channels, "output channel")} (${part.channels_from})`, `layer ${selected + 1} of ${data.layers.length}`, ...extra].join(", ");
@@ -43,8 +48,8 @@ const detail = (() => {
     }));
     $("thead", target).replaceChildren(line);
   }
-  function tabulate(layer) {
-    const parts = data.series.map((name) => data.of(layer, name));
+  function tabulate() {
+    const parts = data.parts(selected);
     const statistics = $("[data-test=statistics]"), rounding = $("[data-test=rounding]");
     header(statistics, [...(data.changes ? [""] : []), "count", "mean", "deviation", "min", "25 %", "50 %", "75 %", "max"]);
     $("tbody", statistics).replaceChildren(...parts.map((part, i) => {
@@ -73,7 +78,7 @@ const detail = (() => {
     if (!channels.open || selected < 0) return;
     await data.loaded;
     if (selected < 0) return;
-    const layer = data.layers[selected], sets = data.channels(selected), grid = document.createElement("table");
+    const layer = data.layers[selected], sets = data.shown(selected), grid = document.createElement("table");
     const names = ["min", "q25", "q50", "mean", "q75", "max", "std", "relative_range"], titles = ["min", "25 %", "50 %", "mean", "75 %", "max", "deviation", "relative range"];
     const head = grid.createTHead().insertRow();
     for (const title of ["channel", ...(data.changes ? [""] : []), ...titles, "note"]) { const cell = element("th", title); cell.scope = "col"; head.append(cell); }
@@ -90,6 +95,10 @@ const detail = (() => {
     $("div", channels).replaceChildren(grid);
   }
   channels.addEventListener("toggle", listChannels);
+  $$("[name=which]").forEach((input) => input.addEventListener("change", () => {
+    data.asStored = $("[name=which][value=stored]").checked;
+    select(selected, {quiet: true});
+  }));
 
   // On a narrow screen the panel opens under its row.
   function place() {
@@ -111,7 +120,7 @@ const detail = (() => {
     place();
     const layer = data.layers[index];
     $("#detail-name").textContent = words.visible(layer.name);
-    tell(layer); tabulate(layer); listChannels();
+    tell(layer); tabulate(); listChannels(); damage.tell(layer); distributions.tell(index);
     if (!quiet) history.replaceState(null, "", `#layer=${encodeURIComponent(layer.name)}`);
     if (scroll) { if (instant) root.classList.add("all"); table.row(index).scrollIntoView({block: instant ? "center" : narrow.matches ? "start" : "nearest"}); }
     await figures.show(index);

@@ -1,43 +1,13 @@
-// Six Bokeh figures, made once and refilled for each layer. They are built here, with BokehJS's own models, so that no
-// report has to load Bokeh in Python; what they show comes from the arrays in the page alone.
+// Six figures of the weights, made once and refilled for each layer; what they show comes from the arrays in the page alone.
 const figures = (() => {
   const FLAG = {outlier: 1, starved: 2, near_dead: 4, dead: 8, nonfinite: 16};
   const STRIPS = ["ranges", "relative", "levels"], SMALL = ["histogram", "mean_std", "min_max"];
   const BIT_DEPTH = data.report.bits, LARGEST = 2 ** (BIT_DEPTH - 1) - 1;
-  const plots = {}, glyphs = {}, sources = {}, shared = {};
-  let ink = {}, making, zoomed;
-  const bokeh = unpack("bokeh").then((response) => response.text());    // while the rest of the page is wired
+  const {plots, glyphs, ink, make, field, range, add, addPlot, hover, view, setTicks, roundStep, padded, setRange, extent, keys} = canvas;
+  const sources = {}, shared = {};
+  let making, zoomed;
 
   // ------------------------------------------------------------------------------------------ making
-  const make = (model, attributes) => new (Bokeh.Models.get(model))(attributes);
-  const field = (name) => ({field: name});
-  const range = () => make("Range1d", {start: 0, end: 1});
-
-  function add(plot, name, source, type, attributes) {
-    const glyph = make(type, attributes);
-    const renderer = make("GlyphRenderer", {data_source: source, glyph, nonselection_glyph: null, selection_glyph: null, muted_glyph: null});
-    plots[plot].renderers = [...plots[plot].renderers, renderer];
-    glyphs[`${plot}.${name}`] = renderer;
-    return renderer;
-  }
-
-  function addPlot(name, {x = range(), xTicks = true, label = ""} = {}) {
-    const axis = (show) => make("LinearAxis", {ticker: make("FixedTicker", {ticks: []}), visible: show, minor_tick_line_color: null, major_tick_line_color: null,
-      axis_label_text_font_size: "11px", axis_label_text_font_style: "normal", axis_label_standoff: 4, major_label_text_font_size: "11px"});
-    const below = axis(xTicks), left = axis(true);
-    below.axis_label = label; left.axis_line_color = null;
-    plots[name] = make("Plot", {x_range: x, y_range: range(), x_scale: make("LinearScale"), y_scale: make("LinearScale"), sizing_mode: "stretch_both",
-      toolbar_location: null, background_fill_color: null, border_fill_color: null, outline_line_color: null, min_border: 0, min_border_left: 44, min_border_top: 6, min_border_bottom: 7,
-      min_border_right: 4, below: [below], left: [left], center: [make("Grid", {dimension: 1, axis: left})], output_backend: "canvas"});
-    return plots[name];
-  }
-
-  function hover(plot, renderer, rows, mode) {
-    const tool = make("HoverTool", {renderers: [renderer], tooltips: rows, mode, line_policy: "none"});
-    plots[plot].toolbar.tools = [...plots[plot].toolbar.tools, tool];
-    if (mode === "vline") plots[plot].toolbar.tools = [...plots[plot].toolbar.tools, make("BoxZoomTool", {dimensions: "width"})];
-  }
-
   // What the pointer finds: a channel's whole width, where a dot would leave most of it out, and NaN altogether.
   function addTarget(plot, y) {
     return add(plot, "target", sources.channels, "VBar", {x: field("channel"), bottom: y, top: y, width: 1, fill_color: null, line_color: null});
@@ -100,47 +70,21 @@ const figures = (() => {
 
   // The models are filled before their views are made, and the figures below the fold get theirs when the page is idle.
   async function embed(index) {
-    const script = document.createElement("script");                   // its hash is in the page's security policy
-    script.textContent = await bokeh;
-    await data.loaded;
-    document.body.append(script);
-    Bokeh.logger.set_level?.("error");
-    build();
+    await canvas.load();
+    build(); damage.build(); distributions.build();
     latest = index;
     paint();
-    await view(STRIPS);
+    await view(damage.SHOWN ? ["damage"] : STRIPS);
     for (const name of STRIPS) $(`#fig-${name}`).addEventListener("dblclick", () => setRange(shared.x, zoomed));
-    setTimeout(() => view(SMALL));
-  }
-  async function view(names) {
-    const {Document} = Bokeh.require("document"), doc = new Document();
-    for (const name of names) doc.add_root(plots[name]);
-    await Bokeh.embed.add_document_standalone(doc, document.body, names.map((name) => $(`#fig-${name}`)));
-    for (const name of names) untab($(`#fig-${name}`));
-  }
-  // A figure does nothing by keyboard, so that it is no stop of the tab key; the tables hold its numbers.
-  function untab(node) {
-    for (const e of $$("*", node)) { if (e.tabIndex >= 0) e.tabIndex = -1; if (e.shadowRoot) untab(e.shadowRoot); }
+    setTimeout(async () => {
+      for (const names of damage.SHOWN ? [["entering", "weights"], STRIPS, ["inputs"], SMALL] : [SMALL]) await view(names);
+    });
   }
 
   // ------------------------------------------------------------------------------------------ colours
-  // elements that take the page's colours, so that all are read after one calculation of styles
-  const probes = Object.fromEntries(["ink", "ink-2", "ink-3", "line", "accent", "span", "box", "zero", "stem", "watch", "problem", "unusable"].map((name) => {
-    const probe = element("i");
-    probe.hidden = true;
-    probe.style.color = `var(--${name})`;
-    return [name, probe];
-  }));
-  document.body.append(...Object.values(probes));
   function paint() {
     if (!plots.ranges) return;
-    for (const [name, probe] of Object.entries(probes)) ink[name] = getComputedStyle(probe).color;
-    const font = getComputedStyle(document.body).fontFamily;
-    for (const plot of Object.values(plots)) {
-      for (const axis of [...plot.below, ...plot.left]) axis.setv({major_label_text_color: ink["ink-3"], axis_label_text_color: ink["ink-3"], major_label_text_font: font, axis_label_text_font: font});
-      for (const axis of plot.below) axis.axis_line_color = ink.stem;
-      plot.center[0].grid_line_color = ink.line;
-    }
+    canvas.paint(); damage.paint(); distributions.paint();
     shared.zero.fill_color = ink.zero; shared.zeroLine.line_color = ink.stem; shared.starved.line_color = ink["ink-3"];
     const fills = {"ranges.span": "span", "ranges.box": "box", "ranges.mean": "ink", "relative.stem": "span", "histogram.bins": "box", "ranges.area_max": "span", "ranges.area_min": "span", "ranges.area_mean": "zero"};
     for (const [name, colour] of Object.entries(fills)) if (glyphs[name]) glyphs[name].glyph.fill_color = ink[colour];
@@ -149,44 +93,6 @@ const figures = (() => {
     for (const [name, renderer] of Object.entries(glyphs)) if (/before/.test(name)) renderer.glyph.line_color = ink["ink-2"];
     if (latest !== undefined) fill(latest);
   }
-  // Before printing Bokeh has to take the new colours and draw now, not in the next frame.
-  function repaint() {
-    for (const plot of Object.values(plots)) {
-      try {
-        const view = Bokeh.index.find_one(plot);
-        for (const renderer of view.computed_renderer_views ?? []) renderer.glyph?.set_visuals?.(renderer.model.data_source, renderer.all_indices);
-        view.paint();
-      } catch { /* an older BokehJS, or a figure that is not drawn yet: the next frame will do */ }
-    }
-  }
-
-  // ------------------------------------------------------------------------------------------ axes
-  function roundStep(rough, tolerance) {
-    const power = 10 ** Math.floor(Math.log10(rough));
-    return power * [1, 2, 5, 10].find((factor) => factor * power >= rough * tolerance);
-  }
-  function setTicks(axis, low, high, parts, ticks, label) {
-    if (!ticks) {
-      const step = roundStep((high - low) / parts, .8);
-      ticks = [];
-      for (let k = Math.ceil(low / step); k * step <= high; k++) ticks.push(k * step);
-      label = (v) => (v === 0 ? "0" : Math.abs(v) < 1e-3 || Math.abs(v) >= 1e4 ? v.toExponential(0) : String(+v.toPrecision(3))).replaceAll("-", "−");
-    }
-    axis.ticker.ticks = ticks;
-    axis.major_label_overrides = new Map(ticks.map((tick) => [tick, label(tick)]));
-  }
-  function padded(low, high, part = .06) {
-    if (!(low <= high)) return [-1, 1];
-    const pad = (high - low || Math.abs(high) || 1) * part;
-    return [low - pad, high + pad];
-  }
-  const setRange = (target, [start, end]) => target.setv({start, end, reset_start: start, reset_end: end});
-  function extent(...arrays) {
-    let low = Infinity, high = -Infinity;
-    for (const array of arrays) for (const value of array) if (Number.isFinite(value)) { low = Math.min(low, value); high = Math.max(high, value); }
-    return [low, high];
-  }
-
   // ------------------------------------------------------------------------------------------ filling
   let latest;
   function derive(arrays, part) {
@@ -197,7 +103,8 @@ const figures = (() => {
 
   function fill(index) {
     latest = index;
-    const layer = data.layers[index], all = data.channels(index), now = all.at(-1), part = data.of(layer, data.series.at(-1));
+    damage.draw(index); distributions.draw(index);
+    const layer = data.layers[index], all = data.shown(index), now = all.at(-1), parts = data.parts(index), part = parts.at(-1);
     const before = data.changes ? all[0] : null;
     const count = now.channel.length, positions = [...Array(count).keys()];
     const enveloped = count < part.channels;
@@ -218,10 +125,10 @@ const figures = (() => {
       relative_colour: positions.map((i) => has(i, "outlier") ? ink.problem : has(i, "dead") ? ink.watch : ink.box),
       thin: Array(count).fill(Math.min(.5, 3 * count / width)), wide: Array(count).fill(Math.min(.8, 12 * count / width)), bar: Array(count).fill(.7),
       dot: Array(count).fill(count > 200 ? 2 : count > 48 ? 3 : 5)};
-    const keys = ["min", "max", "mean", "std", "q25", "q75"];
-    for (const key of keys) { values[key] = now[key]; values[`${key}_text`] = Array.from(now[key], words.number); }
+    const columns = ["min", "max", "mean", "std", "q25", "q75"];
+    for (const key of columns) { values[key] = now[key]; values[`${key}_text`] = Array.from(now[key], words.number); }
     if (before) {
-      for (const key of keys) { values[`before_${key}`] = before[key]; values[`before_${key}_text`] = Array.from(before[key], words.number); }
+      for (const key of columns) { values[`before_${key}`] = before[key]; values[`before_${key}_text`] = Array.from(before[key], words.number); }
       for (const [key, array] of Object.entries(derive(before, layer.before))) values[`before_${key}`] = array;
     }
     const [low, high] = padded(...extent(now.min, now.max, ...(before ? [before.min, before.max] : [])), .12);
@@ -259,7 +166,7 @@ const figures = (() => {
     setRange(plots.relative.y_range, [Math.max(-.5, relative[0]) - .05 * relative[1], relative[1] * 1.12]);
     setTicks(plots.relative.left[0], 0, 1, 2, logTicks(relative[1]), logLabel);
 
-    const bins = now.histogram.length, end = Math.max(...data.series.map((name) => Math.log10(data.of(layer, name).largest_relative_range ?? 1)), 1e-9) || 1;
+    const bins = now.histogram.length, end = Math.max(...parts.map((one) => Math.log10(one.largest_relative_range ?? 1)), 1e-9) || 1;
     const wide = end / bins, edges = Array.from({length: bins}, (_, i) => i * wide);
     sources.bins.data = {left: edges.map((e) => e + wide * .05), right: edges.map((e) => e + wide * .95), middle: edges.map((e) => e + wide / 2), now: Array.from(now.histogram), before: Array.from(before?.histogram ?? now.histogram),
       label: edges.map((e) => `${(10 ** e).toPrecision(3)} to ${(10 ** (e + wide)).toPrecision(3)}`)};
@@ -280,11 +187,6 @@ const figures = (() => {
 
   // ------------------------------------------------------------------------------------------ words beside the pictures
   function describe(layer, part, {count, setter, enveloped}) {
-    const keys = (name, items) => $(`[data-keys=${name}]`).replaceChildren(...items.filter(Boolean).map(([text, kind, colour]) => {
-      const key = element("span", text, kind);
-      if (colour) key.style.setProperty("--c", `var(--${colour})`);
-      return key;
-    }));
     const flagged = (name, sign, one, many = one) => part.flags[name].length ? [`${sign} ${part.flags[name].length} ${part.flags[name].length === 1 ? one : many}`, `mark ${name === "outliers" ? "outlier" : ""}`] : null;
     const rule = `Q3 + ${data.report.thresholds.outlier_iqr} IQR`;
     if (data.changes) keys("ranges", [["min, mean, max after", "rule", "box"], ["before", "dotted", "ink-2"], ["difference", "band", "span"]]);
@@ -312,5 +214,5 @@ const figures = (() => {
   }
   $$("[name=style]").forEach((input) => input.addEventListener("change", setStyle));
 
-  return {paint, repaint, show: async (index) => { latest = index; if (making) { await making; if (latest === index) fill(index); } else await (making = embed(index)); }, plots, sources};
+  return {paint, repaint: canvas.repaint, show: async (index) => { latest = index; if (making) { await making; if (latest === index) fill(index); } else await (making = embed(index)); }, plots, sources};
 })();
