@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         UnknownLayerError,
         UnsupportedModelError,
     )
+    from qvis.excluding import exclusions
     from qvis.layers import Thresholds
     from qvis.report import (
         Report,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "NotRunnableError": "qvis.errors",
     "analyze": "qvis.analysis",
+    "exclusions": "qvis.excluding",
     "sensitivity": "qvis.analysis.sensitivity",
     "BadArgumentError": "qvis.errors",
     "OutputError": "qvis.errors",
@@ -59,6 +61,7 @@ __all__ = [
     "UnsupportedModelError",
     "__version__",
     "analyze",
+    "exclusions",
     "sensitivity",
     "visualize_changes_after_optimization",
     "visualize_relative_weight_ranges",

@@ -20,7 +20,7 @@ from torch import nn
 from qvis import adapters
 from qvis.adapters.onnx import graph as onnx_graph
 from qvis.errors import BadArgumentError, UnknownLayerError
-from qvis.exclusions import TOOLS, exclusions
+from qvis.excluding import TOOLS, exclusions
 from qvis.layers import Graph, Layer, Network, Node
 
 HOSTILE = ["'); import os; os.system('x') #", 'a"b', "c\nimport os", "d\\", "{e}", "$(touch f)", "`g`", "h;i", "ü.j"]
@@ -28,9 +28,9 @@ FOR_ONNX = ["onnxruntime", "openvino", "nncf", "tensorrt", "trtexec"]
 FOR_TORCH = ["openvino", "nncf", "torchao", "pt2e"]
 
 
-def network_of(names: list[str], framework: str) -> Network:
+def network_of(names: list[str], framework: str, graph: Graph | None = None) -> Network:
     layers = [Layer(name, "Linear", (2, 2), "float32", lambda: np.ones((2, 2))) for name in names]
-    return Network("net", framework, tuple(layers))
+    return Network("net", framework, tuple(layers), graph=graph)
 
 
 def graph_of(names: list[str], originals: list[str] | None = None) -> Graph:
@@ -41,7 +41,7 @@ def graph_of(names: list[str], originals: list[str] | None = None) -> Graph:
 
 def written(names: list[str], tool: str, framework: str | None = None) -> Any:
     framework = framework or {"tflite": "Keras 3"}.get(tool, "ONNX" if tool in FOR_ONNX else "PyTorch")
-    return exclusions(names, network_of(names, framework), graph_of(names), tool)
+    return exclusions(network_of(names, framework, graph_of(names)), tool, names)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ def test_onnxruntime_leaves_just_these_layers_in_float(
     monkeypatch.chdir(tmp_path)
     network, graph = adapters.read(exported), onnx_graph(exported)
     assert {layer.name for layer in network.layers} == {"a.0", "a.2", "a1", "head"}
-    made = exclusions(kept, network, graph, "onnxruntime")
+    made = exclusions(replace(network, graph=graph), "onnxruntime", kept)
     assert made.missing == ()
     assert made.names == tuple(graph.calls[name][0].original for name in kept)
     name = onnx.load("model.onnx").graph.input[0].name
@@ -128,7 +128,7 @@ def test_tflite_leaves_just_these_layers_in_float(keras_model: Any) -> None:
     converter.representative_dataset = representative_dataset
     given = {"converter": converter, "representative_dataset": representative_dataset}
     network = adapters.read(keras_model)
-    made = exclusions(["conv", "inner"], network, None, "tflite")
+    made = exclusions(network, "tflite", ["conv", "inner"])
     namespace: dict[str, Any] = dict(given)
     exec(made.text, namespace)
     interpreter = tf.lite.Interpreter(model_content=namespace["quantized"])
@@ -141,7 +141,7 @@ def test_tflite_leaves_just_these_layers_in_float(keras_model: Any) -> None:
     assert weights == [np.float32, np.int8, np.float32, np.int8]
 
     with pytest.raises(ValueError, match=r"put a pattern for one of these in its place: .*StatefulPartitionedCall"):
-        exec(exclusions(["head"], network, None, "tflite").text, dict(given))
+        exec(exclusions(network, "tflite", ["head"]).text, dict(given))
 
 
 @pytest.mark.parametrize(
@@ -219,8 +219,8 @@ def test_a_shell_sees_each_argument_whole(names: list[str]) -> None:
 
 
 def test_a_layer_that_is_used_twice_is_told_by_all_its_nodes() -> None:
-    network, graph = network_of(["a"], "ONNX"), graph_of(["a", "a"], ["first", "second"])
-    assert exclusions("a", network, graph, "onnxruntime").names == ("first", "second")
+    network = network_of(["a"], "ONNX", graph_of(["a", "a"], ["first", "second"]))
+    assert exclusions(network, "onnxruntime", "a").names == ("first", "second")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -228,11 +228,11 @@ def test_a_layer_that_is_used_twice_is_told_by_all_its_nodes() -> None:
 
 
 def test_layers_whose_nodes_have_no_names_are_missing() -> None:
-    network = network_of(["a", "b", "c"], "ONNX")
-    made = exclusions(["a", "b", "c"], network, graph_of(["a", "b"], ["node", ""]), "onnxruntime")
+    network = network_of(["a", "b", "c"], "ONNX", graph_of(["a", "b"], ["node", ""]))
+    made = exclusions(network, "onnxruntime", ["a", "b", "c"])
     assert made.names == ("node",)
     assert made.missing == ("b", "c")
-    assert "no node with a name applies b, c" in made.note
+    assert "b, c: no node with a name applies it" in made.note
 
 
 @pytest.mark.parametrize("tool", ["onnxruntime", "tensorrt", "trtexec"])
@@ -245,7 +245,7 @@ def test_names_of_nodes_come_from_the_exported_file(tool: str) -> None:
 
 def test_without_a_graph_the_reason_is_said() -> None:
     network = replace(network_of(["a"], "ONNX"), no_graph="no graph: it is too large")
-    made = exclusions(["a"], network, None, "onnxruntime")
+    made = exclusions(network, "onnxruntime", ["a"])
     assert made.text == ""
     assert "no graph: it is too large" in made.note
 
@@ -263,7 +263,7 @@ def test_models_of_another_framework_cannot_be_told(tool: str, framework: str) -
 @pytest.mark.parametrize("tool", FOR_TORCH)
 def test_a_model_that_is_one_layer_has_no_name_to_tell(tool: str) -> None:
     (layer,) = adapters.read(nn.Linear(2, 2)).layers
-    made = exclusions([layer.name], adapters.read(nn.Linear(2, 2)), None, tool)
+    made = exclusions(adapters.read(nn.Linear(2, 2)), tool, [layer.name])
     assert (made.text, made.missing) == ("", (layer.name,))
     assert "the model itself" in made.note
 
@@ -271,9 +271,9 @@ def test_a_model_that_is_one_layer_has_no_name_to_tell(tool: str) -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda network: exclusions(["a"], network, None, "tensorflow"), BadArgumentError, "tool: got 'tensorflow'"),
-        (lambda network: exclusions([], network, None, "nncf"), BadArgumentError, "layers: none are given"),
-        (lambda network: exclusions(["A"], network, None, "nncf"), UnknownLayerError, "'A'; did you mean 'a'?"),
+        (lambda network: exclusions(network, "tensorflow", ["a"]), BadArgumentError, "tool: got 'tensorflow'"),
+        (lambda network: exclusions(network, "nncf", []), BadArgumentError, "layers: none are given"),
+        (lambda network: exclusions(network, "nncf", ["A"]), UnknownLayerError, "'A'; did you mean 'a'?"),
     ],
 )
 def test_unknown_tools_and_layers_are_refused(

@@ -272,7 +272,7 @@ def test_a_model_that_takes_no_symbolic_tensors_has_no_graph() -> None:
         def call(self, x: Any) -> Any:
             import tensorflow as tf
 
-            return tf.nn.relu(self.blocks[0](x))
+            return tf.nn.relu(self.blocks[1](self.blocks[0](x)))
 
     model = Plain()
     model(draw(2, 4))
@@ -283,7 +283,7 @@ def test_a_model_that_takes_no_symbolic_tensors_has_no_graph() -> None:
 def test_a_model_of_several_inputs_asks_for_samples() -> None:
     class Two(Blocks):
         def call(self, x: Any, y: Any) -> Any:
-            return self.blocks[0](x) + y
+            return self.blocks[1](self.blocks[0](x)) + y
 
     model = Two()
     model(draw(2, 4), draw(2, 4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -12,7 +13,7 @@ import pytest
 
 from qvis import adapters
 from qvis.adapters.keras.runner import KerasRunner
-from qvis.errors import BadArgumentError, NotRunnableError
+from qvis.errors import BadArgumentError, NoGraphError, NotRunnableError
 from qvis.layers import Norm
 from qvis.running import Batch, Gradient, Grid, Passage
 from tests import keras_models
@@ -297,7 +298,7 @@ def test_gates_share_the_grid_of_their_input() -> None:
     grids = {f"lstm/kernel/{gate}": Grid(3, 0.5, 4) for gate in "ifco"}
     expected = model(np.clip(np.rint(x / 0.5) + 4, 0, 7) * 0.5 - 2)
     np.testing.assert_allclose(runner.run(Batch((x,), size=2), grids=grids)[0], expected, atol=1e-6)
-    assert "lstm/recurrent_kernel/i: what enters it cannot be seen" in runner.notes
+    assert runner.notes[0].startswith("what enters lstm/recurrent_kernel/i, ")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -356,6 +357,20 @@ def test_random_numbers_of_layers_are_not_used_up() -> None:
     after = [layer.seed_generator.state.numpy() for layer in model.layers if hasattr(layer, "seed_generator")]
     np.testing.assert_array_equal(generators, after)
     assert len(before) == len(model.non_trainable_variables)
+
+
+def test_the_random_numbers_of_the_program_are_not_used_up() -> None:
+    model, batch = digits()
+    runner = runner_of(model)
+    keras.utils.set_random_seed(3)
+    expected = random.random(), np.random.random(), tf.random.uniform(()).numpy(), keras.random.uniform(()).numpy()
+    keras.utils.set_random_seed(3)
+    runner.run(batch, watch=lambda _: None)
+    gradients(runner, batch)
+    adapter: Any = adapters.find(model)
+    adapter.graph(model)
+    found = random.random(), np.random.random(), tf.random.uniform(()).numpy(), keras.random.uniform(()).numpy()
+    assert found == expected
 
 
 def test_a_failing_model_stays_as_it_is_and_says_why() -> None:
@@ -425,6 +440,35 @@ def test_a_model_that_cannot_be_traced_just_runs() -> None:
         runner = runner_of(model)
         np.testing.assert_allclose(runner.run(Batch((x,), size=2))[0], expected, atol=1e-6)
         assert gradients(runner, Batch((x,), size=2))["dense"].inputs
+
+
+class Step(keras.layers.Layer):  # type: ignore[misc]
+    """A recurrent cell of the user's, with a layer inside."""
+
+    def __init__(self) -> None:
+        super().__init__(name="cell")
+        self.state_size, self.dense = 3, L.Dense(3, name="dense")
+
+    def build(self, shape: Any) -> None:
+        self.dense.build((shape[0], shape[-1] + 3))
+
+    def call(self, x: Any, states: Any) -> Any:
+        y = self.dense(keras.ops.concatenate([x, states[0]], -1))
+        return y, [y]
+
+
+def test_layers_inside_a_loop_are_seen_by_just_running() -> None:
+    given = keras.Input((4, 2))
+    model = keras.Model(given, L.RNN(Step(), name="rnn")(given))
+    runner = runner_of(model)
+    seen: list[Passage] = []
+    batch = Batch((draw(2, 4, 2),), size=2)
+    runner.run(batch, watch=seen.append)
+    assert {(one.layer, one.inputs.shape) for one in seen} == {("rnn/dense", (2, 5))}
+    assert len(seen) >= 4  # Keras tries the cell before it starts
+    found = gradients(runner, batch)["rnn/dense"]
+    assert len(found.inputs) == 4
+    assert found.weight.any()
 
 
 def test_the_way_to_an_argmax_is_the_output() -> None:
@@ -593,6 +637,28 @@ def test_weights_of_another_name_or_shape_are_refused() -> None:
         runner.run(batch, weights={"head": np.ones((144, 10))})
 
 
+def test_layers_without_weights_are_not_built_by_a_run() -> None:
+    model = Branching()
+    model.other = L.Dense(2, name="other")
+    model.dense.build((None, 4))
+    model.built = True
+    runner = runner_of(model)
+    batch = Batch((draw(2, 4),), size=2)
+    model.call = lambda x: model.other(model.dense(x))
+    with unchanged(model), pytest.raises(NotRunnableError, match=r"^model: its layer 'other' has no weights yet; call"):
+        runner.run(batch)
+    assert not model.other.weights
+
+
+def test_grids_and_weights_to_try_of_other_names_are_refused() -> None:
+    model, batch = digits()
+    runner = runner_of(model)
+    with pytest.raises(BadArgumentError, match=r"grids: 'hed' is no layer to be run; did you mean 'head'"):
+        runner.run(batch, grids={"hed": Grid(8, 0.1, 0)})
+    with pytest.raises(BadArgumentError, match=r"others: 'hed' is no layer"):
+        runner.run(batch, others={"hed": np.ones((10, 144))})
+
+
 def test_other_backends_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = digits()
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
@@ -600,12 +666,24 @@ def test_other_backends_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> 
         runner_of(model)
 
 
+def test_models_of_keras_2_are_refused_by_name() -> None:
+    pytest.importorskip("tf_keras")
+    import tf_keras
+
+    model = tf_keras.Sequential([tf_keras.layers.Input((4,)), tf_keras.layers.Dense(3)], name="old")
+    with pytest.raises(NotRunnableError, match=r"'old' is a model of Keras 2 \(tf_keras\).* Keras 3"):
+        runner_of(model)
+    adapter: Any = adapters.find(model)
+    with pytest.raises(NoGraphError, match="Keras 2"):
+        adapter.graph(model)
+
+
 def test_quantized_weights_are_named_and_left() -> None:
     model = keras.Sequential([keras.Input((4,)), L.Dense(3, name="small"), L.Dense(2, name="other")])
     model.layers[0].quantize("int8")
     runner = runner_of(model)
     assert runner.layers == ("other",)
-    assert runner.notes[0] == "small: its weights are quantized, and cannot be exchanged"
+    assert runner.notes[0] == "the weights of small are quantized, and cannot be exchanged"
     assert isinstance(runner, KerasRunner)
 
 

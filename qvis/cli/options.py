@@ -94,6 +94,24 @@ Loss = Annotated[
 Stored = Annotated[
     bool, typer.Option("--stored", help="Judge the weights as they are stored, with no normalization folded in.")
 ]
+
+
+class Tool(str, Enum):
+    """What quantizes the model; a test holds these and :data:`qvis.excluding.TOOLS` together."""
+
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
+    nncf = "nncf"
+    tensorrt = "tensorrt"
+    trtexec = "trtexec"
+    torchao = "torchao"
+    pt2e = "pt2e"
+    tflite = "tflite"
+
+
+ExcludeFor = Annotated[
+    Tool | None, typer.Option("--exclude-for", help="Print how this tool is told to leave the problem layers in float.")
+]
 # The defaults stand in Thresholds, which would load NumPy; a test holds the two together.
 WatchDb = Annotated[
     float | None, typer.Option(help="Watch a layer when a quarter of its channels keep fewer dB. [default: 30]")

@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from qvis.layers import Analysis
     from qvis.report import Report
     from qvis.report.document import Document
 
@@ -21,6 +22,22 @@ def print_table(document: Document, all_rows: bool = False) -> None:
     with console.capture() as capture:
         print_document(document, console, all_rows=all_rows)
     sys.stdout.write(capture.get())
+
+
+def print_exclusion(analysis: Analysis, tool: str) -> None:
+    """How a tool is told to keep the layers that are a problem in float."""
+    from qvis.excluding import TITLES, exclusions
+    from qvis.words import count, visible
+
+    if not analysis.problematic_layers:
+        print(f"\nNo layer is a problem: {TITLES[tool]} need leave none in float.")
+        return
+    found = exclusions(analysis, tool)
+    print(f"\nTo leave {count(len(analysis.problematic_layers), 'layer')} in float, for {TITLES[tool]}:\n")
+    if found.text:
+        print(found.text, end="")
+    if found.note:
+        print(visible(f"{'# ' if found.text else ''}{found.note}"))
 
 
 def print_report(report: Report, document: Document, *, as_json: bool, all_rows: bool) -> None:

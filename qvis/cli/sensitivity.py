@@ -15,6 +15,7 @@ from qvis.cli.options import (
     Bits,
     Data,
     ExampleInputs,
+    ExcludeFor,
     Format,
     Formats,
     Layers,
@@ -32,13 +33,14 @@ from qvis.cli.options import (
     check_open,
     make_thresholds,
 )
-from qvis.cli.output import print_table
+from qvis.cli.output import print_exclusion, print_table
 from qvis.cli.progress import Work
 from qvis.errors import BadArgumentError
 
 EXAMPLES = (
     "qvis sensitivity net.py:make_net --weights trained.safetensors --data val.npz --report review",
     "qvis sensitivity model.onnx --data images/ --measure top",
+    "qvis sensitivity model.onnx --data val.npz --exclude-for onnxruntime",
     "qvis sensitivity model.keras --example-inputs 1x224x224x3",
 )
 
@@ -62,6 +64,7 @@ def sensitivity(
     as_json: AsJson = False,
     open_page: Open = False,
     all_rows: All = False,
+    exclude_for: ExcludeFor = None,
     watch_db: WatchDb = None,
     problem_db: ProblemDb = None,
 ) -> None:
@@ -75,6 +78,8 @@ def sensitivity(
         raise BadArgumentError(
             "--data: needed to run the model; without data, --example-inputs 1x3x224x224 has inputs made up"
         )
+    if exclude_for is not None and as_json:
+        raise BadArgumentError("--exclude-for: not with --json, whose 'exclusions' has it for all tools")
     if open_page and out is None:
         raise BadArgumentError("--open: needs the page, expected '--report DIR' as well")
     with Work() as work:
@@ -110,5 +115,7 @@ def sensitivity(
     else:
         print_table(document, all_rows)
         print(*["", *paths] if paths else [], sep="\n")
+    if exclude_for is not None:
+        print_exclusion(analysis, exclude_for.value)
     if open_page:
         report.open()

@@ -14,7 +14,7 @@ import numpy as np
 
 from qvis.analysis.comparison import Comparison, LayerChange
 from qvis.layers import Analysis, FloatArray, LayerAnalysis, Severity, decibels
-from qvis.report.sensitivity import summarize_layer, summarize_sensitivity, tell_totals
+from qvis.report.sensitivity import summarize_exclusions, summarize_layer, summarize_sensitivity, tell_totals
 from qvis.version import __version__
 from qvis.words import count, is_are, percent, visible
 
@@ -49,6 +49,7 @@ def summarize(analysis: Analysis, kind: str) -> Document:
             {"rank": ranks[layer.name], **_layer(layer), "sensitivity": summarize_layer(layer, analysis)}
             for layer in analysis.layers
         ],
+        "exclusions": summarize_exclusions(analysis),
         "skipped": [asdict(skipped) for skipped in analysis.skipped],
     }
 

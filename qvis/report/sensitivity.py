@@ -9,6 +9,7 @@ import numpy as np
 
 from qvis.analysis.calibration import METHODS, Candidate, candidates, coarse
 from qvis.analysis.damage import Damage, LayerSensitivity, Sensitivity
+from qvis.excluding import TITLES, TOOLS, find_setting
 from qvis.layers import Analysis, FloatArray, LayerAnalysis, decibels
 from qvis.noise import Histogram
 from qvis.words import percent
@@ -87,6 +88,37 @@ def _significant(values: FloatArray) -> FloatArray:
         power = np.where(values != 0, 10.0 ** (np.floor(np.log10(np.abs(values))) - 2), 1.0)
         rounded: FloatArray = np.rint(values / power) * power
     return rounded
+
+
+def summarize_exclusions(analysis: Analysis) -> list[Document]:
+    """What each tool is told to keep layers in float, in parts that the page composes for any of them.
+
+    A layer that is written as its name in single quotes is not among the ``items``, to keep the summary small.
+    """
+    if analysis.sensitivity is None:
+        return []
+    found: list[Document] = []
+    for tool in TOOLS:
+        setting = find_setting(analysis, tool)
+        names = [layer.name for layer in analysis.layers]
+        items = {name: list(setting.items(name)) for name in names}
+        usable = any(items.values())
+        reasons = dict.fromkeys(setting.told.missing.values())
+        found.append(
+            {
+                "tool": tool,
+                "title": TITLES[tool],
+                "language": setting.language,
+                "prefix": setting.before if usable else "",
+                "separator": setting.between if usable else "",
+                "suffix": setting.after if usable else "",
+                "note": setting.hint if usable else "; ".join(reasons),
+                "usable": usable,
+                "items": {name: item for name, item in items.items() if item != [f"'{name}'"]} if usable else {},
+                "missing": dict(setting.told.missing) if usable else {},
+            }
+        )
+    return [one for one in found if one["tool"] != "nncf"]
 
 
 def _figures(result: LayerSensitivity, known: Sensitivity, granularity: str) -> Document:

@@ -111,11 +111,11 @@ def _load(path: Path, refuse: Callable[[str], Exception]) -> Any:
     try:
         return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = lines[0] if lines else type(error).__name__
+        from qvis.adapters.keras.outputs import first_line
+
         raise refuse(
-            f"Keras cannot load {str(path)!r}: {reason}; load it in your own code, with its custom objects, and "
-            "pass the model"
+            f"Keras cannot load {str(path)!r}: {first_line(error)}; load it in your own code, with its custom objects, "
+            "and pass the model"
         ) from error
 
 

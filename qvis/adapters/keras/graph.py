@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import numpy as np
 
 from qvis.adapters.keras.live import collect, ends, package_of, walk
-from qvis.adapters.keras.outputs import described
+from qvis.adapters.keras.outputs import described, first_line
 from qvis.adapters.keras.parts import RULES
 from qvis.adapters.keras.steps import Step, of_layer, of_operation
 from qvis.adapters.keras.tap import untouched
@@ -63,14 +64,10 @@ def _find(model: Any, example: Batch | None) -> Graph:
         except Exception as error:
             raise NoGraphError(
                 f"no graph: {model.name!r} cannot be called on symbolic tensors: {type(error).__name__}: "
-                f"{_first_line(error)}"
+                f"{first_line(error)}"
             ) from error
         builder.finish(results)
         return builder.graph(f"a call of Keras {package_of(model).__version__} on symbolic tensors")
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
 
 
 def _tensors(nest: Any) -> list[Any]:
@@ -94,8 +91,10 @@ def _symbolic(model: Any, example: Batch | None) -> tuple[tuple[Any, ...], dict[
         args: Any = keras.tree.map_structure(alike, tuple(example.args))
         kwargs = {name: keras.tree.map_structure(alike, one) for name, one in example.kwargs.items()}
         return args, {name: one for name, one in kwargs.items() if name != "training"}
-    shape = (model.get_build_config() or {}).get("input_shape")
-    if not isinstance(shape, (list, tuple)) or not all(one is None or isinstance(one, int) for one in shape):
+    shape: Any = (model.get_build_config() or {}).get("input_shape")
+    needed = [one for one in signature(model.call).parameters.values() if one.default is one.empty]
+    takes_one = len([one for one in needed if one.kind is one.POSITIONAL_OR_KEYWORD]) <= 1
+    if not takes_one or not shape or not all(one is None or isinstance(one, int) for one in shape):
         raise NoGraphError(
             f"no graph: {model.name!r} is neither functional nor sequential, so that its graph can only be found with "
             "an example; give samples"

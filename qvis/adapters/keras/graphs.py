@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from qvis.adapters.keras.outputs import described
+from qvis.adapters.keras.outputs import described, first_line
 from qvis.errors import NotRunnableError, QvisError
 
 Step = Callable[..., tuple[Any, Any]]
@@ -53,7 +53,7 @@ class Graphs:
             raise
         except Exception as error:
             raise NotRunnableError(
-                f"model: running it fails with {type(error).__name__}: {_first_line(error)}; the inputs were "
+                f"model: running it fails with {type(error).__name__}: {first_line(error)}; the inputs were "
                 f"{_described(inputs)}"
             ) from error
         if failure is not None:
@@ -105,11 +105,6 @@ def _form(inputs: Any) -> Any:
         (path, tuple(one.shape), one.dtype.name) if hasattr(one, "shape") else (path, repr(one))
         for path, one in described(inputs)
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else "no message"
 
 
 def _described(inputs: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from qvis.words import listed_names
 
 _STEPS = {"Round", "Sign", "Signbit", "Floor", "Ceil", "Trunc", "Rint", "OneHot", "StopGradient", "FloorDivide"}
 """Operations of Keras that return real numbers, but have no derivative."""
+_MARKS = re.compile("\x1b\\[[0-9;]*m")
+"""Of colour."""
 _WAY_OUT = "give a model that ends before them"
 
 
@@ -69,6 +72,13 @@ def described(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from described(item, f"{path}[{index}]")
     else:
         yield path, value
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without what Keras puts around it."""
+    lines = [_MARKS.sub("", line).strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith("Exception encountered when calling")]
+    return told[0].rstrip(".") if told else "no message"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

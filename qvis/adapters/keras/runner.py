@@ -14,12 +14,14 @@ import numpy as np
 
 from qvis.adapters.keras.graphs import Graphs
 from qvis.adapters.keras.live import collect, numbers, package_of, walk
-from qvis.adapters.keras.outputs import End, arrange, find_end, per_sample, to_tensors
+from qvis.adapters.keras.outputs import End, arrange, find_end, first_line, per_sample, to_tensors
+from qvis.adapters.keras.parts import RULES
 from qvis.adapters.keras.tap import Tap, entries, merge_axes, untouched
 from qvis.adapters.keras.units import AnyArray, Source
 from qvis.errors import BadArgumentError, NotRunnableError, suggest
 from qvis.layers import FloatArray, Network, Norm
 from qvis.running import Batch, Gradient, Grid, Passage, Probe, Runner
+from qvis.words import listed_names
 
 _TRAINING = ("train_function", "test_function", "predict_function")
 _STATISTICS = ("gamma", "beta", "moving_mean", "moving_variance")
@@ -69,9 +71,10 @@ class KerasRunner:
         if not self.layers:
             raise NotRunnableError("model: none of its layers has weights that could be exchanged for others")
         left = [layer.name for layer in network.layers if layer.name not in self._sources]
-        self.notes = [f"{name}: its weights are quantized, and cannot be exchanged" for name in left]
+        self.notes = [f"the weights of {listed_names(left)} are quantized, and cannot be exchanged"] if left else []
         self._entries, hidden = entries(self._sources, self._layers)
-        self.notes += [f"{name}: what enters it cannot be seen" for name in hidden]
+        self.notes += _unseen(hidden)
+        self._unbuilt = [layer for _, op, layer in walk(model) if op in RULES and not layer.built]
         self._norms = {name: layer for name, _, layer in walk(model) if hasattr(layer, "moving_variance")}
         self._loss = per_sample(loss)
         self._end = End(model) if loss is not None else find_end(model)
@@ -108,6 +111,9 @@ class KerasRunner:
         others: Mapping[str, FloatArray] | None = None,
     ) -> list[FloatArray]:
         """See :meth:`qvis.running.Runner.run`."""
+        for argument, given in (("grids", grids), ("others", others)):
+            for name in [name for name in given or {} if name not in self._sources]:
+                raise BadArgumentError(f"{argument}: {name!r} is no layer to be run{suggest(name, self.layers)}")
         values = self._exchange(self._placed, weights or {})
         tried = {name: self._exchange(values, {name: one})[self._at(name)] for name, one in (others or {}).items()}
         scales = {name: _scale(grid) for name, grid in (grids or {}).items()}
@@ -185,10 +191,15 @@ class KerasRunner:
             tap.others[name] = partial(self._scope, changed)
         with untouched(self._layers), self._scope(values):
             tap.attach()
-            result = self._end.model(*args, **kwargs, training=False)
-            if self._loss is not None:
-                return [self._loss(labels, result, size)], tap
-        outputs, notes = self._end.outputs(result)
+            for layer in self._unbuilt:
+                object.__setattr__(layer, "build", partial(_refuse_to_build, layer.name))
+            try:
+                result = self._end.model(*args, **kwargs, training=False)
+            except NotRunnableError as error:
+                raise NotRunnableError(first_line(error)) from None
+            losses = None if self._loss is None else self._loss(labels, result, size)
+        outputs, notes = self._end.outputs(result) if losses is None else ([losses], [])
+        notes += _unseen(sorted(tap.missed))
         self.notes += [note for note in notes if note not in self.notes]
         return outputs, tap
 
@@ -253,6 +264,14 @@ def _statistics(layer: Any) -> dict[str, Any]:
     """The variables of a batch normalization."""
     held = {name: getattr(layer, name, None) for name in _STATISTICS}
     return {name: variable for name, variable in held.items() if variable is not None}
+
+
+def _unseen(names: Sequence[str]) -> list[str]:
+    return [f"what enters {listed_names(names)} cannot be seen: it comes up inside a layer"] if names else []
+
+
+def _refuse_to_build(name: str, *_: Any, **__: Any) -> None:
+    raise NotRunnableError(f"model: its layer {name!r} has no weights yet; call the model once, then pass it again")
 
 
 def _express(layer: Any, norm: Norm) -> dict[str, FloatArray]:

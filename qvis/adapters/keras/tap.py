@@ -139,6 +139,8 @@ class Tap:
     """Make scopes in which a layer has the weight that is only tried, by its name."""
     entered: dict[str, list[Entered]] = field(default_factory=dict)
     seen: list[Seen] = field(default_factory=list)
+    missed: set[str] = field(default_factory=set)
+    """The layers of which a call could not be seen."""
 
     def attach(self) -> None:
         """Look at all calls from now on, until :func:`untouched` puts the attributes of the layers back."""
@@ -160,7 +162,10 @@ class Tap:
             if not isinstance(x, tf.Tensor):
                 return call(*args, **kwargs)
             if _current_graph() is not self._graph:
-                raise Escaped
+                if self._graph is not None:
+                    raise Escaped
+                self.missed.update(entry.names.values())
+                return call(*args, **kwargs)
             if entry.op.startswith("Separable"):
                 return self._run_separable(entry, x)
             names = list(entry.names.values())
