@@ -65,7 +65,8 @@ class LayerChange:
     def gain_db(self) -> float:
         """How many dB more are kept on the grid that is judged; negative where it got worse.
 
-        Of the output of the model where both were run, else of a quarter of the layer's channels. NaN where the layer is unusable before or after, or rounded already in one of the two, unless it is unchanged.
+        Of the output of the model where both were run, else of a quarter of the layer's channels. NaN where the layer
+        is unusable before or after, or rounded already in one of the two, unless it is unchanged.
         """
         if self.before.digest == self.after.digest:
             return 0.0
