@@ -394,7 +394,10 @@ def test_a_file_is_loaded_to_be_run(tmp_path: Path) -> None:
     for name in ("digits.keras", "digits.h5"):
         model.save(tmp_path / name)
         np.testing.assert_allclose(runner_of(tmp_path / name).run(batch)[0], expected, atol=1e-6)
-        assert [node.op for node in graph_of(tmp_path / name).nodes] == [node.op for node in graph_of(model).nodes]
+        found = graph_of(tmp_path / name, batch)
+        assert [node.op for node in found.nodes] == [node.op for node in graph_of(model).nodes]
+        with pytest.raises(NoGraphError, match=r"read without Keras; .* or give samples"):
+            graph_of(tmp_path / name)
 
 
 def test_weights_without_a_model_are_refused_with_the_way_out(tmp_path: Path) -> None:
@@ -403,7 +406,7 @@ def test_weights_without_a_model_are_refused_with_the_way_out(tmp_path: Path) ->
     with pytest.raises(NotRunnableError, match=r"Keras cannot load .*digits.weights.h5.* pass the model"):
         runner_of(path)
     with pytest.raises(NoGraphError, match=r"no graph: Keras cannot load .*pass the model"):
-        graph_of(path)
+        graph_of(path, MODELS["digits"]()[1])
 
 
 def test_what_tensorflow_saved_is_refused_with_the_way_out(tmp_path: Path) -> None:

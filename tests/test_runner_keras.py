@@ -289,6 +289,9 @@ def test_grids_round_what_enters_a_layer() -> None:
     np.testing.assert_allclose(runner.run(batch, grids=grids)[0], expected, atol=1e-5)
     runner.run(batch, grids=grids, watch=seen.append)
     assert len(np.unique(seen[1].inputs)) <= 16
+    alone = runner.run(batch, grids={"down": grids["down"]})
+    expected = pool(norm(separable(down(rounded(up(batch.args[0]), grids["down"])))))
+    np.testing.assert_allclose(alone[0], expected, atol=1e-5)
 
 
 def test_gates_share_the_grid_of_their_input() -> None:

@@ -79,13 +79,20 @@ def read(model: Path) -> Network:
 def graph(model: Path, example: Batch | None = None) -> Graph:
     """How data flows through the model in a file, which is loaded by Keras for that.
 
+    So it is only done with samples, for a model that is to be run: a file that is merely read makes no layers.
+
     Raises
     ------
     NoGraphError
-        Keras cannot load it.
+        There is no example, or Keras cannot load it.
     """
     from qvis.adapters.keras.graph import graph as graph_of
 
+    if example is None:
+        raise NoGraphError(
+            "no graph: a file of Keras is read without Keras; load it with keras.models.load_model and pass the model, "
+            "or give samples"
+        )
     return graph_of(_load(model, lambda reason: NoGraphError(f"no graph: {reason}")), example)
 
 

@@ -116,7 +116,8 @@ class KerasRunner:
                 raise BadArgumentError(f"{argument}: {name!r} is no layer to be run{suggest(name, self.layers)}")
         values = self._exchange(self._placed, weights or {})
         tried = {name: self._exchange(values, {name: one})[self._at(name)] for name, one in (others or {}).items()}
-        scales = {name: _scale(grid) for name, grid in (grids or {}).items()}
+        # A graph of its own for each layer that is rounded would take longer to make than it saves.
+        scales = {name: _scale((grids or {}).get(name)) for name in self.layers} if grids else {}
         is_watched = watch is not None
         step = partial(self._forward, is_watched=is_watched)
         (outputs, seen), names = self._graphs.run(step, values, self._inputs(batch), scales, tried)
@@ -315,9 +316,12 @@ def _tensor(value: Any, variable: Any) -> Any:
     return tf.cast(tf.convert_to_tensor(value), variable.dtype)
 
 
-def _scale(grid: Grid) -> Any:
+def _scale(grid: Grid | None) -> Any:
+    """Step, zero and largest code; zeros for no grid."""
     import tensorflow as tf
 
+    if grid is None:
+        return tf.zeros(3, tf.float32)
     return tf.constant([grid.step, grid.zero, 2**grid.bits - 1], tf.float32)
 
 

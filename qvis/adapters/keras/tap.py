@@ -131,7 +131,7 @@ class Tap:
 
     entries: Sequence[Entry]
     grids: Mapping[str, Any] = field(default_factory=dict)
-    """Step, zero and largest code by layer, as a tensor of three numbers."""
+    """Step, zero and largest code by layer, as a tensor of three numbers; where the step is zero there is no grid."""
     tape: Any = None
     """Is to watch what enters."""
     watching: bool = False
@@ -188,11 +188,9 @@ class Tap:
         """The input of a layer as the layer is to see it."""
         import tensorflow as tf
 
-        grid = next((self.grids[name] for name in names if name in self.grids), None)
-        if grid is not None:
-            step, zero, largest = tf.unstack(grid)
-            codes = tf.clip_by_value(tf.round(tf.cast(x, grid.dtype) / step) + zero, 0.0, largest)
-            x = tf.cast((codes - zero) * step, x.dtype)
+        if self.grids:
+            grids = tf.stack([self.grids[name] for name in names if name in self.grids] or [tf.zeros(3)])
+            x = _rounded(x, grids[tf.argmax(grids[:, 0] > 0)])
         x = tf.identity(x)  # the derivative by a tensor of its own is of this use alone
         entered = Entered(x, axes)
         if self.tape is not None and len(names) == 1:  # gates have one derivative for all of them
@@ -242,6 +240,21 @@ class Tap:
                     changed = run()
             self.seen.append(Seen(name, inputs, outputs, changed))
         return outputs
+
+
+def _rounded(x: Any, grid: Any) -> Any:
+    """``x`` on the points of a grid."""
+    import tensorflow as tf
+
+    step, zero, largest = tf.unstack(grid)
+
+    def rounded() -> Any:
+        codes = tf.clip_by_value(tf.round(tf.cast(x, grid.dtype) / step) + zero, 0.0, largest)
+        return tf.cast((codes - zero) * step, x.dtype)
+
+    found = tf.cond(step > 0, rounded, lambda: tf.identity(x))
+    found.set_shape(x.shape)
+    return found
 
 
 def _current_graph() -> Any:
