@@ -220,7 +220,7 @@ def _together(analysis: Analysis) -> str:
     known = analysis.sensitivity
     if known is None:
         return ""
-    total = known.total_both[analysis.bits, known.granularities[0]]
+    total = known.total_both[analysis.bits, known.granularities[0]].mean
     kept = decibels(1.0, total)
     limit = analysis.thresholds.problem_db
     return f"all layers together leave {kept:.1f} dB of the output" if kept < limit else ""
