@@ -47,15 +47,15 @@ class WeightGrid(NamedTuple):
     """``tensor`` or ``channel``: what shares a step."""
 
 
-def round_weight(weight: FloatArray, grid: WeightGrid) -> FloatArray:
+def round_weight(weight: FloatArray, grid: WeightGrid, stretch: float = 1.0) -> FloatArray:
     """``weight (channels, elements)`` rounded to nearest on a grid whose step is max|w| / (2^(bits-1) - 1).
 
     The maximum is over the tensor or over each channel (Krishnamoorthi, arXiv 1806.08342, section 2.1, narrow range).
-    Weights that are not finite stay as they are.
+    Weights that are not finite stay as they are. ``stretch`` makes the step larger, for another draw of the rounding.
     """
     size = np.abs(np.where(np.isfinite(weight), weight, 0))
     largest = size.max(axis=1, keepdims=True, initial=0) if grid.granularity == "channel" else size.max(initial=0)
-    step = np.asarray(largest / (2 ** (grid.bits - 1) - 1), dtype=weight.dtype)
+    step = np.asarray(stretch * largest / (2 ** (grid.bits - 1) - 1), dtype=weight.dtype)
     with np.errstate(divide="ignore", invalid="ignore"):
         rounded = np.rint(weight / step) * step
     result: FloatArray = np.where((step > 0) & np.isfinite(rounded), rounded, weight)

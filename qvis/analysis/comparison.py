@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from math import isnan, nan
 
 import numpy as np
 
@@ -22,6 +23,8 @@ class LayerChange:
 
     before: LayerAnalysis
     after: LayerAnalysis
+    damages: tuple[float, float] = (nan, nan)
+    """What rounding its weights does to the output, before and after; NaN where a model was not run."""
 
     @property
     def name(self) -> str:
@@ -60,15 +63,17 @@ class LayerChange:
 
     @property
     def gain_db(self) -> float:
-        """How many dB more a quarter of the channels keep on the shared grid; negative where it got worse.
+        """How many dB more are kept on the grid that is judged; negative where it got worse.
 
-        NaN where the layer is unusable before or after, or rounded already in one of the two, unless it is unchanged.
+        Of the output of the model where both were run, else of a quarter of the layer's channels. NaN where the layer
+        is unusable before or after, or rounded already in one of the two, unless it is unchanged.
         """
         if self.before.digest == self.after.digest:
             return 0.0
         if self._unusable or self.before.rounded != self.after.rounded:
             return float("nan")
-        before, after = (decibels(1.0, layer.noise_share) for layer in (self.before, self.after))
+        shares = self.damages if self.run else (self.before.noise_share, self.after.noise_share)
+        before, after = (decibels(1.0, share) for share in shares)
         return 0.0 if before == after else after - before
 
     @property
@@ -89,6 +94,11 @@ class LayerChange:
         return "better" if self.gain_db > 0 else "worse"
 
     @property
+    def run(self) -> bool:
+        """Whether both models were run, so that the change is judged by their outputs."""
+        return not any(isnan(damage) for damage in self.damages)
+
+    @property
     def _unusable(self) -> bool:
         return Severity.UNUSABLE in (self.before.severity, self.after.severity)
 
@@ -107,6 +117,12 @@ class LayerChange:
         if self._unusable:
             return f"{str(self.before.severity).capitalize()} before, {self.after.severity} after."
         gain = f" ({self.gain_db:+.1f} dB)" if np.isfinite(self.gain_db) else ""
+        if self.run:
+            before, after = self.damages
+            return (
+                f"Rounding its weights changes the output by {percent(after)} of its power; before it was"
+                f" {percent(before)}{gain}."
+            )
         return (
             f"A quarter of the channels lose {percent(after)} or more of their power to rounding on one grid for the"
             f" tensor; before it was {percent(before)}{gain}."
@@ -141,4 +157,5 @@ class Comparison:
 def compare(before: Analysis, after: Analysis) -> Comparison:
     """Pair the layers of two analyses (see :func:`qvis.analysis.matching.match_layers`), and name those left over."""
     pairs, unmatched = match_layers(before, after)
-    return Comparison(before, after, tuple(LayerChange(*pair) for pair in pairs), tuple(unmatched))
+    changes = (LayerChange(old, new, (before.damage(old), after.damage(new))) for old, new in pairs)
+    return Comparison(before, after, tuple(changes), tuple(unmatched))

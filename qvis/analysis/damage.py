@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite, log, nan
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,6 +50,14 @@ class Damage:
         if not self.predicted < UNRELIABLE:
             return "low"
         return "high" if self.spread <= log(1.5) else "fair" if self.spread <= log(2.5) else "low"
+
+
+class Draws(NamedTuple):
+    """A damage measured by several draws of the rounding."""
+
+    mean: float
+    spread_db: float
+    """Standard deviation of the draws in dB; they differ in their samples as well."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +125,12 @@ class Sensitivity:
     """Whether passes were saved because the ranking of the layers had settled."""
     agreement: float
     """Spearman's rank correlation of two halves of the passes, stepped up to the whole (Spearman and Brown)."""
-    total: Mapping[Key, float]
-    """Damage of the weights of all layers rounded at once, measured."""
-    total_inputs: Mapping[int, float]
-    """Damage of what enters all layers rounded at once, measured."""
-    total_both: Mapping[Key, float]
-    """Damage of both at once, measured."""
+    total: Mapping[Key, Draws]
+    """Damage of the weights of all layers rounded at once, measured; the mean over draws of the rounding."""
+    total_inputs: Mapping[int, Draws]
+    """Damage of what enters all layers rounded at once, measured likewise."""
+    total_both: Mapping[Key, Draws]
+    """Damage of both at once, measured likewise."""
     notes: tuple[str, ...] = ()
     """What a reader must know, such as outputs that were left out."""
     loss: bool = False

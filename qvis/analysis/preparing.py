@@ -18,6 +18,9 @@ from qvis.words import count
 
 PASSES = 64
 """Backward passes that the samples are spread over: more give no better ranking."""
+MOST_PASSES = 256
+MOST_TOGETHER = 16
+"""Samples in one of them, which all are in memory with what the model keeps of them."""
 KEPT = 1e-5
 """How far outputs may move, relative to the largest, when normalizations are folded."""
 
@@ -72,7 +75,8 @@ def place(ready: Ready, model: object, runner: Runner, batch: Batch, **options: 
     """
     if ready.folded is None:
         return ready
-    change = verify(runner, split(batch, min(batch.size, 4))[:1], ready.folded)
+    few = batch.size if getattr(runner, "batch_size", None) else min(batch.size, 4)
+    change = verify(runner, split(batch, few)[:1], ready.folded)
     if change <= KEPT:
         note = f"{count(len(ready.folded.folds), 'normalization')} folded; the outputs changed by {change:.0e} at most."
         return replace(ready, notes=(*ready.notes, note))
@@ -82,10 +86,15 @@ def place(ready: Ready, model: object, runner: Runner, batch: Batch, **options: 
     return replace(unfolded, notes=(*ready.notes, note))
 
 
-def spread_passes(batches: Iterable[Batch], probes: int, seed: int) -> list[Batch]:
-    """The samples cut into batches for the backward passes, in random order, as often as there are probes."""
+def spread_passes(batches: Iterable[Batch], probes: int, seed: int, size: int | None = None) -> list[Batch]:
+    """The samples cut into batches for the backward passes, in random order, as often as there are probes.
+
+    Of very many samples a random part is taken: :data:`MOST_PASSES` are enough for any ranking. ``size`` is that of all
+    batches, where the model takes no other.
+    """
     batches = list(batches)
     total = sum(batch.size for batch in batches)
-    pieces = [piece for batch in batches for piece in split(batch, max(1, ceil(total * probes / PASSES)))]
+    size = size or min(MOST_TOGETHER, max(1, ceil(total * probes / PASSES)))
+    pieces = [piece for batch in batches for piece in split(batch, size)]
     generator = np.random.default_rng(seed)
-    return [pieces[i] for _ in range(probes) for i in generator.permutation(len(pieces))]
+    return [pieces[i] for _ in range(probes) for i in generator.permutation(len(pieces))][:MOST_PASSES]

@@ -11,7 +11,7 @@ import numpy as np
 
 from qvis import adapters
 from qvis.analysis.calibration import weight_histogram
-from qvis.analysis.damage import Damage, InputStatistics, Key, LayerSensitivity, Sensitivity
+from qvis.analysis.damage import Damage, Draws, InputStatistics, Key, LayerSensitivity, Sensitivity
 from qvis.analysis.preparing import Ready, place, prepare, spread_passes
 from qvis.analysis.rounding import checked_bits
 from qvis.analysis.study import Change, Outcome, Study
@@ -160,12 +160,17 @@ def examine(
         batches, how = _imitate(runner, example, samples, seed)
         source = "made-up inputs"
         notes.append(f"No data: the inputs are made up ({how}). The ranking is good, the figures may be off by 5 dB.")
+    fixed = getattr(runner, "batch_size", None)
+    if fixed is not None:
+        batches = [piece for batch in batches for piece in split(batch, fixed) if piece.size == fixed]
+        if not batches:
+            raise BadArgumentError(f"inputs: the model takes batches of {fixed} samples only; give at least as many")
     ready = place(ready, model, runner, batches[0], **options)
     result = study_layers(
         ready.network,
         runner,
         batches,
-        passes=spread_passes(batches, probes, seed),
+        passes=spread_passes(batches, probes, seed, fixed),
         bits=widths,
         granularities=granularities,
         measure=measure,
@@ -225,7 +230,7 @@ def study_layers(
     if not runner.differentiable and measure == "none":
         measure = "all"
     layers = _measure(study, _predict(study, outcome), measure)
-    together = _measure_together(study)
+    together = _measure_together(study, seed)
     served = set(runner.layers)
     return Sensitivity(
         name=network.name,
@@ -323,7 +328,7 @@ def _with(predicted: Mapping[Any, Damage], measured: Mapping[Any, float]) -> dic
     return {key: replace(predicted.get(key, Damage()), measured=measured.get(key, nan)) for key in keys}
 
 
-def _measure_together(study: Study) -> dict[str, dict[Key, float]]:
+def _measure_together(study: Study, seed: int) -> dict[str, dict[Key, Draws]]:
     """The damage of all layers at once."""
     names = [layer.name for layer in study.layers]
     entering = [{name: known.grids[i] for name, known in study.entering.items()} for i in range(len(study.bits))]
@@ -334,7 +339,8 @@ def _measure_together(study: Study) -> dict[str, dict[Key, float]]:
         changes += [("weights", key, Change(weights)), ("both", key, Change(weights, inputs))]
     for width, inputs in zip(study.bits, entering, strict=True):
         changes.append(("inputs", (width, "tensor"), Change(inputs=inputs)))
-    found: dict[str, dict[Key, float]] = {"weights": {}, "inputs": {}, "both": {}}
-    for (what, key, _), value in zip(changes, study.measure([one[2] for one in changes]), strict=True):
+    found: dict[str, dict[Key, Draws]] = {"weights": {}, "inputs": {}, "both": {}}
+    draws = study.measure_draws([one[2] for one in changes], seed)
+    for (what, key, _), value in zip(changes, draws, strict=True):
         found[what][key] = value
     return found

@@ -7,12 +7,14 @@ makes backward passes for the noise model (:mod:`qvis.noise`); *measure* rounds 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import nan
 from typing import NamedTuple
 
 import numpy as np
 
+from qvis.analysis.damage import Draws
+from qvis.data import split
 from qvis.errors import BadArgumentError
 from qvis.layers import FloatArray, Network, decibels
 from qvis.noise import (
@@ -32,6 +34,10 @@ from qvis.running import Batch, Gradient, Grid, Passage, Runner, Track
 SETTLED = 0.99
 """The ranking has settled when two halves of the passes agree as well as that."""
 LEAST_PASSES = 16
+DRAWS = 8
+"""So many draws of the rounding a measurement is the mean of, at least."""
+STRETCH = 0.08
+"""A draw makes the step of a grid larger by up to this share."""
 
 
 class Change(NamedTuple):
@@ -123,6 +129,7 @@ class Study:
     ) -> None:
         served = set(runner.layers)
         self.runner = runner
+        self.fixed_batch = getattr(runner, "batch_size", None) is not None
         self.batches = batches
         self.grids = tuple(grids)
         self.bits = tuple(dict.fromkeys(grid.bits for grid in grids))
@@ -246,18 +253,64 @@ class Study:
     # -- measure ------------------------------------------------------------------------------------------------------
 
     def measure(self, changes: Sequence[Change]) -> list[float]:
-        """The damage of each change, by making it."""
-        noise, used, exact = np.zeros(len(changes)), self.power > 0, list[FloatArray]()
+        """The damage of each change, by making it, for the mean sample."""
+        noise = np.zeros(len(changes))
         steps = [(batch, change) for batch in self.batches for change in range(-1, len(changes))]
+        exact: list[FloatArray] = []
         for batch, index in self.track(steps, "Measuring"):
             if index < 0:
                 exact = self.runner.run(batch)
-                continue
-            weights = {name: round_weight(self.weights[name], grid) for name, grid in changes[index].weights.items()}
-            outputs = self.runner.run(batch, weights=weights, grids=changes[index].inputs)
-            moved = np.array([power(a.astype(np.float64) - b) for a, b in zip(outputs, exact, strict=True)])
-            noise[index] += float((moved[used] / self.power[used]).mean())
+            else:
+                noise[index] += self._noise(batch, exact, changes[index])
         return [float(one) for one in noise / self.samples]
+
+    def measure_draws(self, changes: Sequence[Change], seed: int = 0) -> list[Draws]:
+        """The damage of each change, as the mean over several draws of the rounding.
+
+        How errors add up in one rounding is an accident: a step that is 1 % larger gives others. So each draw makes the
+        step of every layer larger by a random share of up to :data:`STRETCH`. Each has a part of the samples of its
+        own, as far as they go round, so that all draws together cost no more than one over all samples.
+        """
+        pieces = self._pieces()
+        found = np.zeros((len(changes), len(pieces)))
+        generator = np.random.default_rng(seed)
+        steps = [(draw, change) for draw in range(len(pieces)) for change in range(-1, len(changes))]
+        exact: list[FloatArray] = []
+        stretch: dict[str, float] = {}
+        for draw, index in self.track(steps, "Measuring all layers at once"):
+            if index < 0:
+                exact = self.runner.run(pieces[draw])
+                stretch = {name: 1 + STRETCH * generator.random() for name in self.weights}
+            else:
+                found[index, draw] = self._noise(pieces[draw], exact, changes[index], stretch) / pieces[draw].size
+        sizes = np.array([piece.size for piece in pieces], dtype=np.float64)
+        means = found @ sizes / sizes.sum()
+        with np.errstate(divide="ignore"):
+            spread = np.log10(np.maximum(found, np.finfo(float).tiny)).std(axis=1, ddof=1) * 10
+        return [Draws(float(mean), float(sd) if mean > 0 else 0.0) for mean, sd in zip(means, spread, strict=True)]
+
+    def _pieces(self) -> list[Batch]:
+        """Batches for the draws, at least :data:`DRAWS`; of few samples each is there several times."""
+        size = self.batches[0].size if self.fixed_batch else max(1, min(self.samples // DRAWS, self.batches[0].size))
+        pieces = [piece for batch in self.batches for piece in split(batch, size)]
+        return pieces * -(-DRAWS // len(pieces))
+
+    def _noise(
+        self, batch: Batch, exact: Sequence[FloatArray], change: Change, stretch: Mapping[str, float] | None = None
+    ) -> float:
+        """The noise that a change brings to the outputs of a batch, in units of the mean power of a sample's outputs."""
+        stretch = stretch or {}
+        weights = {
+            name: round_weight(self.weights[name], grid, stretch.get(name, 1.0))
+            for name, grid in change.weights.items()
+        }
+        inputs = {
+            name: replace(grid, step=grid.step * stretch.get(name, 1.0)) for name, grid in change.inputs.items()
+        }
+        outputs = self.runner.run(batch, weights=weights, grids=inputs)
+        moved = np.array([power(a.astype(np.float64) - b) for a, b in zip(outputs, exact, strict=True)])
+        used = self.power > 0
+        return float((moved[used] / self.power[used]).mean())
 
 
 def power(values: FloatArray) -> float:

@@ -177,7 +177,7 @@ def find_total_failure(analysis: Analysis, limit: float | None) -> str:
     from qvis.words import percent
 
     known = analysis.sensitivity
-    found = known.total_both[analysis.bits, known.granularities[0]]
+    found = known.total_both[analysis.bits, known.granularities[0]].mean
     return "" if found <= limit else f"together they change the output by {percent(found)}, above {percent(limit)}"
 
 

@@ -14,13 +14,17 @@ from qvis.cli.options import (
     AsJson,
     Bits,
     ChannelAxis,
+    Data,
+    ExampleInputs,
     Format,
     Formats,
     Layers,
     Open,
     OutDir,
     ProblemDb,
+    Samples,
     StarvedLevels,
+    Stored,
     WatchDb,
     channel_axes,
     check_open,
@@ -32,7 +36,7 @@ from qvis.cli.progress import Work
 EXAMPLES = (
     "qvis compare before.pt2 after.pt2",
     "qvis compare model.keras model.tflite",
-    "qvis compare net.py:make net.py:make_folded --name-new 'BatchNorm folded'",
+    "qvis compare net.py:make net.py:make_pruned --data val.npz --name-new pruned",
     "qvis compare net.py:make net.py:make --weights-old a.safetensors --weights-new b.safetensors",
 )
 
@@ -47,6 +51,10 @@ def compare(
     bits: Bits = 8,
     formats: Formats = [Format.html],  # noqa: B006 (Typer copies it)
     channel_axis: ChannelAxis = None,
+    data: Data = None,
+    example_inputs: ExampleInputs = None,
+    samples: Samples = 64,
+    stored: Stored = False,
     name_old: Annotated[str | None, typer.Option(help="What the report calls the old model.")] = None,
     name_new: Annotated[str | None, typer.Option(help="What the report calls the new model.")] = None,
     as_json: AsJson = False,
@@ -59,7 +67,7 @@ def compare(
     """Show what changed between two models.
 
     Writes a page that opens offline, layer by layer, and prints its table. Layers are matched by name, and across
-    formats by their weights.
+    formats by their weights. With data, both are run and judged by their outputs.
     """
     check_open(open_page, formats)
     with Work() as work:
@@ -80,7 +88,12 @@ def compare(
                 thresholds=thresholds,
                 name=label if name is None else name,
                 channel_axis=axes,
+                inputs=data,
+                example_inputs=example_inputs,
+                samples=samples,
+                fold=not stored,
                 progress=work.layers,
+                track=work.steps,
             )
             for argument, spec, weights, name, label in (
                 ("OLD", old, weights_old, name_old, label_old),

@@ -177,6 +177,8 @@ def _change(change: LayerChange) -> Document:
         "severity_before": before["severity"],
         "verdict": change.verdict,
         "gain_db": change.gain_db,
+        "damage_before": change.damages[0],
+        "damage_after": change.damages[1],
         "text": change.text,
         "before": before,
         "after": after,
@@ -190,6 +192,7 @@ def _verdict(analysis: Analysis) -> Document:
     evidence = analysis.evidence[0].upper() + analysis.evidence[1:]
     grid = f"int{analysis.bits} with one grid per tensor"
     start = f"{evidence}: "
+    together = _together(analysis)
     sentence: Sentence
     if broken:
         word = "is" if len(broken) == 1 else "are"
@@ -207,7 +210,20 @@ def _verdict(analysis: Analysis) -> Document:
     else:
         layers = f"all {count(total, 'layer')}" if total > 1 else "the only layer"
         sentence = [(start, ""), (f"{grid} suits {layers}", "strong"), (".", "")]
+    if together and not broken and not problems:
+        sentence = [*sentence[:-1], ("; but ", ""), (together, "problem"), (".", "")]
     return {"sentence": sentence, "text": plain(sentence), "details": list(_details(analysis))}
+
+
+def _together(analysis: Analysis) -> str:
+    """What is to be said of many small damages that add up; empty where they do not."""
+    known = analysis.sensitivity
+    if known is None:
+        return ""
+    total = known.total_both[analysis.bits, known.granularities[0]].mean
+    kept = decibels(1.0, total)
+    limit = analysis.thresholds.problem_db
+    return f"all layers together leave {kept:.1f} dB of the output" if kept < limit else ""
 
 
 def _details(analysis: Analysis) -> list[str]:
@@ -301,7 +317,11 @@ def _verdict_on_changes(comparison: Comparison) -> Document:
         details.append(f"{count(len(comparison.unmatched), 'layer')} could not be compared; {named} named below.")
     if rounded:
         details.append("What rounding has cost shows in the outputs of the models, not in weights that lie on a grid.")
-    details.append("No data was run: whether the two models compute the same is not known from the weights alone.")
+    for side, analysis in (("Before", comparison.before), ("After", comparison.after)):
+        if analysis.sensitivity is not None:
+            details.append(f"{side}: {tell_totals(analysis.sensitivity, analysis.bits)[0]}")
+    if comparison.before.sensitivity is None or comparison.after.sensitivity is None:
+        details.append("No data was run: whether the two models compute the same is not known from the weights alone.")
     return {"sentence": sentence, "text": plain(sentence), "details": details}
 
 

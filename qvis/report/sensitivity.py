@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from qvis.analysis.calibration import METHODS, Candidate, candidates, coarse
-from qvis.analysis.damage import Damage, LayerSensitivity, Sensitivity
+from qvis.analysis.damage import Damage, Draws, LayerSensitivity, Sensitivity
 from qvis.excluding import TITLES, TOOLS, find_setting
 from qvis.layers import Analysis, FloatArray, LayerAnalysis, decibels
 from qvis.noise import Histogram
-from qvis.words import percent
 
 BARS = 64
 """Of a histogram in a summary."""
@@ -38,15 +37,23 @@ def summarize_sensitivity(analysis: Analysis) -> Document | None:
         "predicted_total": {
             one: [significant(known.predicted_total(bits, one)) for bits in known.bits] for one in known.granularities
         },
-        "total": {one: [significant(known.total[bits, one]) for bits in known.bits] for one in known.granularities},
-        "total_inputs": [significant(known.total_inputs[bits]) for bits in known.bits],
+        "total": {one: _draws([known.total[bits, one] for bits in known.bits]) for one in known.granularities},
+        "total_inputs": _draws([known.total_inputs[bits] for bits in known.bits]),
         "total_both": {
-            one: [significant(known.total_both[bits, one]) for bits in known.bits] for one in known.granularities
+            one: _draws([known.total_both[bits, one] for bits in known.bits]) for one in known.granularities
+        },
+        "total_spread_db": {
+            one: [significant(known.total[bits, one].spread_db, 2) for bits in known.bits]
+            for one in known.granularities
         },
         "operations": sum(layer.operations for layer in known.layers),
         "notes": list(known.notes),
         "methods": METHODS,
     }
+
+
+def _draws(found: list[Draws]) -> list[float]:
+    return [significant(one.mean) for one in found]
 
 
 def summarize_layer(layer: LayerAnalysis, analysis: Analysis) -> Document | None:
@@ -192,7 +199,10 @@ def tell_totals(known: Sensitivity, bits: int) -> list[str]:
     first = known.granularities[0]
     grids = {"tensor": "one grid per tensor", "channel": "a grid per channel"}
     parts = [f"{_kept(known.total[bits, one])} with {grids[one]}" for one in known.granularities]
-    lines = [f"All weights rounded to int{bits} at once, measured: {what} keeps {' and '.join(parts)}."]
+    lines = [
+        f"All weights rounded to int{bits} at once, measured: {what} keeps {' and '.join(parts)} (mean ± deviation"
+        " over draws of the rounding)."
+    ]
     if known.total_inputs:
         lines.append(
             f"What enters the layers rounded to {bits} bits, measured: {_kept(known.total_inputs[bits])};"
@@ -211,6 +221,5 @@ def tell_totals(known: Sensitivity, bits: int) -> list[str]:
     return [*lines, *known.notes]
 
 
-def _kept(damage: float) -> str:
-    return f"{decibels(1.0, damage):.1f} dB ({percent(min(damage, 9.99))} noise)"
-
+def _kept(found: Draws) -> str:
+    return f"{decibels(1.0, found.mean):.1f} ± {found.spread_db:.1f} dB"
