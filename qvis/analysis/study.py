@@ -298,7 +298,7 @@ class Study:
     def _noise(
         self, batch: Batch, exact: Sequence[FloatArray], change: Change, stretch: Mapping[str, float] | None = None
     ) -> float:
-        """The noise that a change brings to the outputs of a batch, in units of the mean power of a sample's outputs."""
+        """The noise that a change brings to the outputs of a batch, relative to a sample's mean output power."""
         stretch = stretch or {}
         weights = {
             name: round_weight(self.weights[name], grid, stretch.get(name, 1.0))
