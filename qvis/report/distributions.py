@@ -33,17 +33,18 @@ Document = dict[str, Any]
 def pack_distributions(layers: Sequence[Document]) -> tuple[Document, bytes]:
     """What the page must know to read the arrays of all layers, and these in one block.
 
-    For each layer with a ``sensitivity``, and of it for each of :data:`SIDES` that is known, stand two rows of bars
-    (counts and importance, one byte each) and the grids, :data:`GRID` of each method. Then, for each layer whose
-    inputs are known, come ``min``, ``mean`` and ``max`` of their channels, or of groups of neighbours. The block begins
-    with the numbers of all layers, laid out by :func:`planes`; the bars follow.
+    A part is one of :data:`SIDES` of a layer with a ``sensitivity``, as far as that is known. First stand the grids:
+    for each method each number of :data:`GRID`, of all parts. Then, for each layer whose inputs are known, come
+    ``min``, ``mean`` and ``max`` of their channels, or of groups of neighbours. So far the numbers are laid out by
+    :func:`planes`. Last come the bars of each part, one byte each: counts, then importance.
     """
     known = [layer["sensitivity"] for layer in layers if layer.get("sensitivity")]
     parts = [part for one in known for part in _sides(one)]
     methods = list(dict.fromkeys(grid["method"] for part in parts for grid in part["grids"]))
     entering = [one["entering"] for one in known if one["entering"]]
     most = _points_per_layer([part["channels"] for part in entering])
-    numbers = [round_bits(float32(_grids(part["grids"], methods)).ravel(), BITS) for part in parts]
+    grids = float32(np.array([_grids(part["grids"], methods) for part in parts]))
+    numbers = [round_bits(grids.reshape(len(parts), len(methods) * len(GRID)).T.ravel(), BITS)]
     bits = THIN_BITS if most < MOST_POINTS else BITS
     numbers += [round_bits(float32(_channels(part, most)).ravel(), bits) for part in entering]
     bars = [_heights(part[name]) for part in parts for name in ("counts", "importance")]
@@ -71,6 +72,15 @@ def lighten(layer: Document) -> Document:
             figures.pop("value")
             figures["spread"] = _rounded(figures["spread"], 3)
     return light
+
+
+def by_columns(items: list[Any]) -> Any:
+    """Objects of the same fields as one object of columns, and so on inside: it deflates to half. Else as it is."""
+    known = [item for item in items if item is not None]
+    if not any(known) or not all(isinstance(item, dict) and list(item) == list(known[0]) for item in known):
+        return items
+    columns = {field: by_columns([item[field] for item in known]) for field in known[0]}
+    return {"none": [i for i, item in enumerate(items) if item is None], "columns": columns}
 
 
 def _sides(sensitivity: Document) -> Iterator[Document]:

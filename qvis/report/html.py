@@ -17,14 +17,14 @@ from markupsafe import Markup
 from qvis.analysis.damage import UNRELIABLE
 from qvis.errors import QvisError
 from qvis.report.channels import BINS, COLUMNS, pack_channels
-from qvis.report.distributions import lighten, pack_distributions
+from qvis.report.distributions import by_columns, lighten, pack_distributions
 from qvis.report.document import Document, jsonable
 from qvis.report.rows import find_overview, find_rows
 from qvis.words import count, visible
 
 STYLES = (
-    "page", "tools", "verdict", "overview", "heatmap", "table", "detail", "damage", "exclusions", "glossary", "left_out",
-    "help", "narrow", "print",
+    "page", "tools", "verdict", "overview", "heatmap", "table", "detail", "damage", "exclusions", "glossary",
+    "left_out", "help", "narrow", "print",
 )
 SCRIPTS = (
     "page", "canvas", "damage", "distributions", "figures", "table", "overview", "heatmap", "detail", "exclusions",
@@ -47,9 +47,9 @@ def render_html(document: Document) -> str:
     points, channels = pack_channels(document["layers"], series)
     head, distributions = pack_distributions(document["layers"])
     light: Document = jsonable(document, statistics=False)
-    light["layers"] = [lighten(layer) for layer in light["layers"]]
-    payload = {"document": light, "columns": COLUMNS, "bins": BINS, "points": points, "distributions": head | {"unreliable": UNRELIABLE}}
-    summary = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
+    light["layers"] = by_columns([lighten(layer) for layer in light["layers"]])
+    payload = {"document": light, "columns": COLUMNS, "bins": BINS, "points": points, "distributions": head}
+    summary = json.dumps(payload | {"unreliable": UNRELIABLE}, ensure_ascii=False, separators=(",", ":"))
     bokeh = _bokeh_script()
     theme, script = read_widget("theme.js"), _join_scripts()
     page = {

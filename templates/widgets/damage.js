@@ -3,7 +3,7 @@ const damage = (() => {
   const known = data.report.sensitivity, panel = $("[data-test=damage]");
   if (!known || !panel) return {SHOWN: false, build() {}, paint() {}, draw() {}, tell() {}};
   const {plots, glyphs, ink, make, field, add, addPlot, hover, setTicks, setRange, keys} = canvas;
-  const UNRELIABLE = data.distributions.unreliable, LIMITS = ["watch", "problem"], {thresholds} = data.report;
+  const UNRELIABLE = data.unreliable, LIMITS = ["watch", "problem"], {thresholds} = data.report;
   const limit = (level) => 10 ** (-thresholds[`${level}_db`] / 10);
   const GRIDS = {tensor: "one grid per tensor", channel: "a grid per channel"};
   const KINDS = {per_channel: "grid per channel", clip: "clip", more_bits: "more bits", equalize: "equalize", prune: "prune", float: "stay in float"};

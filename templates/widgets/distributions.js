@@ -15,21 +15,16 @@ const distributions = (() => {
   function read(bytes) {
     const numbers = join(bytes.slice(0, 4 * head.numbers)), codes = new Uint8Array(bytes, 4 * head.numbers), each = head.fields.length;
     const height = (code) => code ? (code - 1) / head.heights * head.decades - head.decades : -Infinity;
-    let at = 0, bar = 0;
-    const bars = () => { const from = bar; bar += head.bars; return codes.subarray(from, bar); };
     const known = data.layers.map((layer) => layer.sensitivity).filter(Boolean);
-    for (const one of known) {
-      for (const part of Object.values(SIDES).map((name) => one[name]).filter(Boolean)) {
-        part.grids = [];
-        for (const method of head.methods) {
-          const grid = Object.fromEntries(head.fields.map((name, f) => [name, Number.isNaN(numbers[at + f]) ? null : numbers[at + f]]));
-          at += each;
-          if (grid.step !== null) part.grids.push({method, ...grid, low: grid.low * grid.step, high: grid.high * grid.step});
-        }
-        const rows = [bars(), bars()];
-        Object.defineProperty(part, "bars", {value: {counts: rows[0], importance: rows[1], height}});   // not of the document
-      }
-    }
+    const parts = known.flatMap((one) => Object.values(SIDES).map((name) => one[name]).filter(Boolean));
+    parts.forEach((part, p) => {
+      const number = (m, f) => { const value = numbers[(m * each + f) * parts.length + p]; return Number.isNaN(value) ? null : value; };
+      part.grids = head.methods.map((method, m) => ({method, ...Object.fromEntries(head.fields.map((name, f) => [name, number(m, f)]))})).filter((grid) => grid.step !== null);
+      for (const grid of part.grids) { grid.low *= grid.step; grid.high *= grid.step; }
+      const [counts, importance] = [0, 1].map((row) => codes.subarray((2 * p + row) * head.bars, (2 * p + row + 1) * head.bars));
+      Object.defineProperty(part, "bars", {value: {counts, importance, height}});                      // not of the document
+    });
+    let at = parts.length * head.methods.length * each;
     for (const {entering} of known) {
       if (!entering) continue;
       const count = Math.min(entering.channels, head.most), from = at;
