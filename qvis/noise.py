@@ -75,6 +75,8 @@ class WeightNoise:
     grids: Sequence[WeightGrid]
     keep: bool = True
     """Whether rounding errors are kept from pass to pass."""
+    each: FloatArray | None = None
+    """The sum of squared derivatives by each weight over all passes, (channels, elements), where it is wanted."""
     importance: list[FloatArray] = field(default_factory=list)
     """Of each pass, the sum of squared derivatives, (channels,)."""
     projected: list[FloatArray] = field(default_factory=list)
@@ -87,6 +89,8 @@ class WeightNoise:
         """Take in the gradient (channels, elements) of one pass."""
         gradient = np.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
         self.importance.append(np.einsum("ij,ij->i", gradient, gradient, dtype=np.float64))
+        if self.each is not None:
+            self.each += np.square(gradient)
         errors = self.errors()
         along = errors.reshape(len(self.grids), -1) @ gradient.reshape(-1)
         self.projected.append(np.square(along, dtype=np.float64))

@@ -75,8 +75,7 @@ def place(ready: Ready, model: object, runner: Runner, batch: Batch, **options: 
     """
     if ready.folded is None:
         return ready
-    few = batch.size if getattr(runner, "batch_size", None) else min(batch.size, 4)
-    change = verify(runner, split(batch, few)[:1], ready.folded)
+    change = verify(runner, split(batch, min(batch.size, 4))[:1], ready.folded)
     if change <= KEPT:
         note = f"{count(len(ready.folded.folds), 'normalization')} folded; the outputs changed by {change:.0e} at most."
         return replace(ready, notes=(*ready.notes, note))
@@ -86,15 +85,14 @@ def place(ready: Ready, model: object, runner: Runner, batch: Batch, **options: 
     return replace(unfolded, notes=(*ready.notes, note))
 
 
-def spread_passes(batches: Iterable[Batch], probes: int, seed: int, size: int | None = None) -> list[Batch]:
+def spread_passes(batches: Iterable[Batch], probes: int, seed: int) -> list[Batch]:
     """The samples cut into batches for the backward passes, in random order, as often as there are probes.
 
-    Of very many samples a random part is taken: :data:`MOST_PASSES` are enough for any ranking. ``size`` is that of all
-    batches, where the model takes no other.
+    Of very many samples a random part is taken: :data:`MOST_PASSES` are enough for any ranking.
     """
     batches = list(batches)
     total = sum(batch.size for batch in batches)
-    size = size or min(MOST_TOGETHER, max(1, ceil(total * probes / PASSES)))
+    size = min(MOST_TOGETHER, max(1, ceil(total * probes / PASSES)))
     pieces = [piece for batch in batches for piece in split(batch, size)]
     generator = np.random.default_rng(seed)
     return [pieces[i] for _ in range(probes) for i in generator.permutation(len(pieces))][:MOST_PASSES]

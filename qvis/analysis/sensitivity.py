@@ -157,20 +157,15 @@ def examine(
     runner = adapters.runner(model, ready.network, loss)
     source = f"{sum(batch.size for batch in batches)} samples"
     if not batches:
-        batches, how = _imitate(runner, example, samples, seed)
+        batches, how = imitated(runner, example, samples, seed)
         source = "made-up inputs"
         notes.append(f"No data: the inputs are made up ({how}). The ranking is good, the figures may be off by 5 dB.")
-    fixed = getattr(runner, "batch_size", None)
-    if fixed is not None:
-        batches = [piece for batch in batches for piece in split(batch, fixed) if piece.size == fixed]
-        if not batches:
-            raise BadArgumentError(f"inputs: the model takes batches of {fixed} samples only; give at least as many")
     ready = place(ready, model, runner, batches[0], **options)
     result = study_layers(
         ready.network,
         runner,
         batches,
-        passes=spread_passes(batches, probes, seed, fixed),
+        passes=spread_passes(batches, probes, seed),
         bits=widths,
         granularities=granularities,
         measure=measure,
@@ -195,7 +190,8 @@ def _check(widths: Sequence[int], granularities: Sequence[str], measure: str, pr
         raise BadArgumentError(f"probes: got {probes!r}, expected a whole number of 1 or more")
 
 
-def _imitate(runner: Runner, example: Batch, samples: int, seed: int) -> tuple[list[Batch], str]:
+def imitated(runner: Runner, example: Batch, samples: int, seed: int) -> tuple[list[Batch], str]:
+    """Inputs made up for a model, and how."""
     imitate = getattr(runner, "imitate", None)
     if imitate is None:
         raise BadArgumentError("inputs: got none, and inputs for this kind of model cannot be made up; give data")

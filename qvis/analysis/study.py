@@ -129,7 +129,6 @@ class Study:
     ) -> None:
         served = set(runner.layers)
         self.runner = runner
-        self.fixed_batch = getattr(runner, "batch_size", None) is not None
         self.batches = batches
         self.grids = tuple(grids)
         self.bits = tuple(dict.fromkeys(grid.bits for grid in grids))
@@ -192,11 +191,17 @@ class Study:
 
     # -- differentiate ------------------------------------------------------------------------------------------------
 
-    def differentiate(self, passes: Sequence[Batch], seed: int = 0) -> Outcome:
-        """Make backward passes until the ranking of the layers has settled, or all are made."""
+    def differentiate(self, passes: Sequence[Batch], seed: int = 0, *, singly: bool = False) -> Outcome:
+        """Make backward passes until the ranking of the layers has settled, or all are made.
+
+        With ``singly`` the importance of each weight is kept, which takes as much memory as the weights.
+        """
         total = sum(weight.size for weight in self.weights.values())
         keep = 4 * total * len(self.grids) <= CACHE_BYTES
-        self.noise = {name: WeightNoise(weight, self.grids, keep) for name, weight in self.weights.items()}
+        self.noise = {
+            name: WeightNoise(weight, self.grids, keep, np.zeros_like(weight) if singly else None)
+            for name, weight in self.weights.items()
+        }
         generator = np.random.default_rng(seed)
         used = self.power > 0
         factors = np.where(used, 1 / np.sqrt(np.where(used, self.power, 1) * np.count_nonzero(used)), 0)
@@ -291,7 +296,7 @@ class Study:
 
     def _pieces(self) -> list[Batch]:
         """Batches for the draws, at least :data:`DRAWS`; of few samples each is there several times."""
-        size = self.batches[0].size if self.fixed_batch else max(1, min(self.samples // DRAWS, self.batches[0].size))
+        size = max(1, min(self.samples // DRAWS, self.batches[0].size))
         pieces = [piece for batch in self.batches for piece in split(batch, size)]
         return pieces * -(-DRAWS // len(pieces))
 
