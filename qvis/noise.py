@@ -35,6 +35,8 @@ INSIDE = 4
 """Points in each bin at which the rounding error is taken."""
 SAMPLED = 200_000
 """So many numbers of what enters a layer are looked at in one pass, evenly spaced."""
+COARSE = 0.25
+"""A channel that loses this part of its power is changed too much for a prediction of first order."""
 CACHE_BYTES = 2**29
 """Rounding errors are kept from pass to pass up to this size, and computed anew beyond it."""
 
@@ -110,6 +112,17 @@ class WeightNoise:
         """The mean over samples of the sum of squared derivatives, (channels,)."""
         mean: FloatArray = np.sum(self.importance, axis=0) / max(1, sum(self.samples))
         return mean
+
+    def coarse(self) -> FloatArray:
+        """How much of the diagonal estimate is due to channels that lose a quarter of their power, (grids,).
+
+        To first order only small changes are known; what a channel does that is rounded to next to nothing is not.
+        """
+        noise = np.square(self.errors(), dtype=np.float64).sum(axis=2)  # (grids, channels)
+        power = np.nan_to_num(np.square(self.weight, dtype=np.float64)).sum(axis=1)
+        damage = noise * np.sum(self.importance, axis=0)
+        lost: FloatArray = np.where(noise > COARSE * power, damage, 0).sum(axis=1)
+        return lost / np.maximum(damage.sum(axis=1), np.finfo(float).tiny)
 
     def estimates(self) -> tuple[FloatArray, FloatArray]:
         """The diagonal and the projected estimate of each pass for one sample, both (passes, grids)."""

@@ -34,6 +34,8 @@ from qvis.running import Batch, Gradient, Grid, Passage, Runner, Track
 SETTLED = 0.99
 """The ranking has settled when two halves of the passes agree as well as that."""
 LEAST_PASSES = 16
+UNSURE = 1.5
+"""Standard error of the logarithm where most of a damage is due to changes that are too large for a prediction."""
 DRAWS = 8
 """So many draws of the rounding a measurement is the mean of, at least."""
 STRETCH = 0.08
@@ -230,7 +232,9 @@ class Study:
 
     def predict_weights(self) -> Estimate:
         """Damage of each layer (in the order of :attr:`layers`) on each grid."""
-        return combine(*self._estimates())
+        found = combine(*self._estimates())
+        coarse = np.stack([noise.coarse() for noise in self.noise.values()])
+        return found._replace(spread=np.where(coarse > 0.5, np.maximum(found.spread, UNSURE), found.spread))
 
     def predict_inputs(self) -> tuple[list[str], Estimate]:
         """The layers whose inputs were seen, and the damage of rounding them, (layers, bits)."""

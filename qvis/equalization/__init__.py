@@ -1,1 +1,1 @@
-"""Cross-layer equalization: scales channels between layers so that rounding does less damage, and the function stays."""
+"""Cross-layer equalization: scales channels between layers so that rounding does less damage; the function stays."""
