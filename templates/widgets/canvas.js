@@ -115,10 +115,10 @@ const canvas = (() => {
 
   // ------------------------------------------------------------------------------------------ words beside the pictures
   function keys(name, items) {
-    $(`[data-keys=${name}]`).replaceChildren(...items.filter(Boolean).map(([text, kind, colour]) => {
+    $(`[data-keys=${name}]`).replaceChildren(...items.filter(Boolean).flatMap(([text, kind, colour]) => {
       const key = element("span", text, kind);
       if (colour) key.style.setProperty("--c", `var(--${colour})`);
-      return key;
+      return [key, element("wbr")];
     }));
   }
 

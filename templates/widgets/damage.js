@@ -10,6 +10,7 @@ const damage = (() => {
   const output = known.loss ? "loss" : "output";
   const isNumber = (value) => value !== null && Number.isFinite(value);
   const percent = (value) => !isNumber(value) ? "n/a" : value > 0 && value < 1e-6 ? `${(100 * value).toExponential(1).replace("-", "−")}\u00a0%` : words.percent(value);
+  const number = (value) => value === 0 ? "0" : words.number(value);
   const decibels = (value) => !isNumber(value) ? "n/a" : value > 0 ? `${(-10 * Math.log10(value)).toFixed(1).replace("-", "−")} dB` : "∞";
   const factor = (spread) => isNumber(spread) ? `×÷ ${Math.exp(spread).toPrecision(2)}` : "";
   const series = (one) => [...known.granularities.map((name) => ({name, head: `Weights, ${GRIDS[name]}`, short: `weights, ${GRIDS[name]}`, figures: one.weights[name]})),
@@ -49,19 +50,25 @@ const damage = (() => {
   };
 
   function tabulate(one) {
-    const table = $("[data-test=damage-table]"), lines = [];
+    const table = $("[data-test=damage-table]"), groups = [];
     let rough = false;
     heads(table, ["", ...known.bits.map((bits) => `${bits} bits`)]);
     for (const {head, figures} of series(one)) {
-      if (figures.predicted.some(isNumber)) lines.push(row(`${head}, predicted`, figures.predicted.map((value, i) => {
+      const title = element("th", head), first = element("tr"), group = element("tbody"), lines = [first];
+      title.colSpan = known.bits.length + 1; title.scope = "rowgroup";
+      first.append(title);
+      if (figures.predicted.some(isNumber)) lines.push(row("predicted", figures.predicted.map((value, i) => {
         const unsure = isNumber(value) && value >= UNRELIABLE, cell = element("td", percent(value) + (unsure ? " ?" : ""), unsure ? "rough" : "");
         rough ||= unsure;
         cell.append(element("small", factor(figures.spread[i])));
         return cell;
       })));
-      if (figures.measured.some(isNumber)) lines.push(row(`${head}, measured`, figures.measured.map((value) => element("td", percent(value)))));
+      if (figures.measured.some(isNumber)) lines.push(row("measured", figures.measured.map((value) => element("td", percent(value)))));
+      group.append(...lines);
+      groups.push(group);
     }
-    $("tbody", table).replaceChildren(...lines);
+    $$("tbody", table).forEach((group) => group.remove());
+    table.append(...groups);
     $("[data-test=unreliable]").hidden = !rough;
   }
 
@@ -145,5 +152,5 @@ const damage = (() => {
     $("#fig-damage").setAttribute("aria-label", `Damage to the ${output} on a log scale: ${told}. The table below holds the numbers.`);
   }
 
-  return {SHOWN: true, build, paint, draw, tell, percent, decibels, row, heads, isNumber};
+  return {SHOWN: true, build, paint, draw, tell, percent, number, row, heads, isNumber};
 })();

@@ -4,7 +4,7 @@ const distributions = (() => {
   const section = $("[data-test=entering]"), head = data.distributions;
   if (!section) return {build() {}, paint() {}, draw() {}, tell() {}};
   const {plots, glyphs, ink, make, field, add, addPlot, hover, setTicks, setRange, padded, extent, keys} = canvas;
-  const {row, heads, percent, isNumber} = damage;
+  const {row, heads, percent, number, isNumber} = damage;
   const SIDES = {weights: "weight_grids", entering: "entering"};
   const weights = $("[data-test=weights]");
 
@@ -18,8 +18,8 @@ const distributions = (() => {
     const known = data.layers.map((layer) => layer.sensitivity).filter(Boolean);
     const parts = known.flatMap((one) => Object.values(SIDES).map((name) => one[name]).filter(Boolean));
     parts.forEach((part, p) => {
-      const number = (m, f) => { const value = numbers[(m * each + f) * parts.length + p]; return Number.isNaN(value) ? null : value; };
-      part.grids = head.methods.map((method, m) => ({method, ...Object.fromEntries(head.fields.map((name, f) => [name, number(m, f)]))})).filter((grid) => grid.step !== null);
+      const value = (m, f) => { const found = numbers[(m * each + f) * parts.length + p]; return Number.isNaN(found) ? null : found; };
+      part.grids = head.methods.map((method, m) => ({method, ...Object.fromEntries(head.fields.map((name, f) => [name, value(m, f)]))})).filter((grid) => grid.step !== null);
       for (const grid of part.grids) { grid.low *= grid.step; grid.high *= grid.step; }
       const [counts, importance] = [0, 1].map((row) => codes.subarray((2 * p + row) * head.bars, (2 * p + row + 1) * head.bars));
       Object.defineProperty(part, "bars", {value: {counts, importance, height}});                      // not of the document
@@ -40,7 +40,7 @@ const distributions = (() => {
     const by = grids.some((grid) => isNumber(grid.damage)) ? (grid) => isNumber(grid.damage) ? -grid.damage : -Infinity : (grid) => grid.sqnr_db ?? -Infinity;
     return grids.reduce((found, grid) => !found || by(grid) > by(found) ? grid : found, null);
   }
-  const ends = (grid) => `${words.number(grid.low)} to ${words.number(grid.high)}`;
+  const ends = (grid) => `${number(grid.low)} to ${number(grid.high)}`;
 
   function tabulate(holder, found) {
     const chosen = best(found.grids);
@@ -65,7 +65,7 @@ const distributions = (() => {
   function listChannels() {
     if (!holder.open || !shown?.ranges) return;
     heads($("table", holder), ["channel", "min", "mean", "max"]);
-    $("tbody", holder).replaceChildren(...groups(shown).map((label, i) => row(label, ["min", "mean", "max"].map((name) => element("td", words.number(shown.ranges[name][i]))))));
+    $("tbody", holder).replaceChildren(...groups(shown).map((label, i) => row(label, ["min", "mean", "max"].map((name) => element("td", number(shown.ranges[name][i]))))));
   }
   holder.addEventListener("toggle", listChannels);
 
@@ -126,7 +126,7 @@ const distributions = (() => {
     const share = (heights) => { const sizes = heights.map((h) => 10 ** h), sum = sizes.reduce((a, b) => a + b, 0); return sizes.map((size) => sum ? `${+(100 * size / sum).toPrecision(1)} %` : "n/a"); };
     const left = tops.map((_, i) => low + i * width);
     sources[`${side}_bars`].data = {left, right: left.map((edge) => edge + width), counts: tops.map((top) => Math.max(top, floor)), floor: tops.map(() => floor), importance: weigh.map((h) => Number.isFinite(h) ? h : NaN),
-      label: left.map((edge) => `${words.number(edge)} to ${words.number(edge + width)}`), share: share(tops), weight: share(weigh)};
+      label: left.map((edge) => `${number(edge)} to ${number(edge + width)}`), share: share(tops), weight: share(weigh)};
     const lines = grids.flatMap((grid) => [grid.low, grid.high].filter((end) => end !== 0).map((x) => ({x, best: grid === chosen}))).sort((a, b) => a.best - b.best);
     sources[`${side}_ends`].data = {x: lines.map((line) => line.x), bottom: lines.map(() => floor), top: lines.map(() => .35), colour: lines.map((line) => line.best ? ink.accent : ink.stem), dash: lines.map((line) => line.best ? "solid" : "dashed"), width: lines.map((line) => line.best ? 2 : 1)};
     const across = padded(...extent([low, high, ...lines.map((line) => line.x)]), .03);
@@ -137,14 +137,14 @@ const distributions = (() => {
     const zeros = side === "entering" && isNumber(found.zeros) && found.zeros > 0 && `${words.percent(found.zeros)} exact zeros, left out`;
     keys(side, [["how many, of the fullest bar, log scale", "box", "span"], known && ["importance: how much errors there matter", "rule", "ink"], chosen && [`ends of the best grid: ${chosen.method}`, "", "accent"],
       grids.length > 1 && ["of the others", "dashes", "stem"], zeros && [zeros, "mark plain"]]);
-    $(`#fig-${side}`).setAttribute("aria-label", `Histogram of ${side === "weights" ? "the weights" : "what enters"} of ${words.visible(layer.name)}, from ${words.number(low)} to ${words.number(high)}${zeros ? `, ${zeros}` : ""}${chosen ? `; the best grid, by ${chosen.method}, goes from ${ends(chosen)}` : ""}.`);
+    $(`#fig-${side}`).setAttribute("aria-label", `Histogram of ${side === "weights" ? "the weights" : "what enters"} of ${words.visible(layer.name)}, from ${number(low)} to ${number(high)}${zeros ? `, ${zeros}` : ""}${chosen ? `; the best grid, by ${chosen.method}, goes from ${ends(chosen)}` : ""}.`);
   }
 
   function drawInputs(layer, found) {
     const {ranges} = found, count = ranges.min.length, width = Math.max(120, $("#fig-entering").clientWidth - 60), all = [...Array(count).keys()];
     const [low, high] = padded(...extent(ranges.min, ranges.max), .08), label = groups(found);
     sources.inputs.data = {channel: all, ...ranges, label, middle: Array(count).fill((low + high) / 2), thin: Array(count).fill(Math.min(.5, 3 * count / width)), dot: Array(count).fill(count > 200 ? 2 : count > 48 ? 3 : 5),
-      ...Object.fromEntries(["min", "mean", "max"].map((name) => [`${name}_text`, Array.from(ranges[name], words.number)]))};
+      ...Object.fromEntries(["min", "mean", "max"].map((name) => [`${name}_text`, Array.from(ranges[name], number)]))};
     setRange(plots.inputs.x_range, [-.7, count - .3]);
     setRange(plots.inputs.y_range, [low, high]);
     setTicks(plots.inputs.left[0], low, high, 3);
