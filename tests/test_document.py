@@ -32,14 +32,16 @@ from qvis.report.document import (
 from tests.weights import Array, analysis, gaussian, weights
 
 HEAD = ["schema_version", "qvis", "kind", "title", "evidence", "bits", "thresholds", "model", "verdict", "layers"]
+RUN = ["folding", "sensitivity", "layers", "exclusions"]
 LAYER = [
     "name", "op", "shape", "dtype", "aliases", "notes", "weights", "channels", "channels_from", "elements", "severity",
-    "reasons", "noise_share", "noise_share_channel", "sqnr_tensor_db", "sqnr_channel_db", "step",
-    "largest_relative_range", "relative_range_statistics", "median_levels", "flags", "digest", "statistics", "levels",
+    "reasons", "remedies", "norms", "stored", "noise_share", "noise_share_channel", "sqnr_tensor_db", "sqnr_channel_db",
+    "step", "largest_relative_range", "relative_range_statistics", "median_levels", "flags", "digest", "statistics",
+    "levels",
 ]  # fmt: skip
 CHANGE = [
     "rank", "name", "op", "channels", "channels_from", "elements", "weights", "name_before", "severity",
-    "severity_before", "verdict", "gain_db", "text", "before", "after",
+    "severity_before", "verdict", "gain_db", "damage_before", "damage_after", "text", "before", "after",
 ]  # fmt: skip
 THRESHOLDS = [
     "watch_db", "problem_db", "starved_levels", "watch_starved", "problem_starved", "dead", "near_dead", "outlier_iqr"
@@ -78,13 +80,15 @@ def test_the_schema_has_a_version() -> None:
 
 def test_a_report_on_one_model_has_these_fields() -> None:
     document = strict(summary({"a": bad()}))
-    assert list(document) == [*HEAD, "skipped"]
+    assert list(document) == [*HEAD[:-1], *RUN, "skipped"]
     assert list(document["thresholds"]) == THRESHOLDS
     assert list(document["model"]) == ["name", "framework", "parameters", "weights", "fingerprint", "counts"]
     assert list(document["model"]["counts"]) == ["ok", "watch", "problem", "unusable"]
     assert list(document["verdict"]) == ["sentence", "text", "details"]
     (layer,) = document["layers"]
-    assert list(layer) == ["rank", *LAYER]
+    assert list(layer) == ["rank", *LAYER, "sensitivity"]
+    assert (document["sensitivity"], layer["sensitivity"], document["exclusions"]) == (None, None, [])
+    assert list(document["folding"]) == ["graph", "no_graph", "folded", "refused", "text"]
     assert list(layer["flags"]) == ["nonfinite", "dead", "near_dead", "starved", "outliers"]
     assert list(layer["reasons"][0]) == ["kind", "text", "severity", "channels", "evidence"]
     described = ["count", "mean", "std", "min", "q25", "q50", "q75", "max"]
@@ -103,6 +107,34 @@ def test_a_comparison_has_these_fields() -> None:
     assert list(layer) == CHANGE
     assert list(layer["before"]) == list(layer["after"]) == LAYER
     assert document["unmatched"] == [{"name": "b", "reason": "only in the old model"}]
+
+
+def test_a_report_on_a_model_that_was_run_has_these_fields() -> None:
+    inputs = np.random.default_rng(0).random((4, 1, 8, 8), dtype=np.float32)
+    found = summarize(analyze(load_digits_model(), inputs=inputs), "sensitivity")
+    document = strict(found)
+    assert list(document["sensitivity"]) == [
+        "evidence", "samples", "passes", "settled", "agreement", "loss", "bits", "granularities", "judged",
+        "predicted_total", "total", "total_inputs", "total_both", "total_spread_db", "operations", "notes", "methods",
+    ]  # fmt: skip
+    layer = document["layers"][2]
+    known, entering = layer["sensitivity"], layer["sensitivity"]["entering"]
+    assert list(known) == [
+        "damage", "damage_db", "spread", "confidence", "damage_inputs", "weights", "inputs", "without",
+        "predicted_without", "output_sqnr_db", "operations", "share_of_operations", "entering", "weight_grids",
+    ]  # fmt: skip
+    figures = ["value", "predicted", "spread", "measured", "confidence"]
+    assert list(known["weights"]["tensor"]) == list(known["inputs"]) == figures
+    histogram = ["low", "high", "counts", "importance"]
+    assert list(entering) == [*histogram, "zeros", "channels", "step", "zero", "grids", "channel_statistics"]
+    assert list(known["weight_grids"]) == [*histogram, "grids"]
+    assert list(entering["grids"][0]) == ["method", "step", "zero", "low", "high", "sqnr_db", "damage"]
+    assert {len(entering[name]) for name in ("counts", "importance")} == {64}
+    assert {len(values) for values in entering["channel_statistics"].values()} == {entering["channels"]}
+    assert set(layer["stored"]) == set(LAYER[LAYER.index("stored") + 1 :])
+    assert layer["stored"]["digest"] != layer["digest"]
+    light = jsonable(found, statistics=False)["layers"][2]["sensitivity"]
+    assert not {"counts", "importance", "channel_statistics"} & {*light["entering"], *light["weight_grids"]}
 
 
 @pytest.mark.parametrize("kind", ["weight_ranges", "relative_weight_ranges"])

@@ -25,10 +25,15 @@ const tools = (() => {
 
   const FIELDS = ["noise_share", "noise_share_channel", "sqnr_tensor_db", "sqnr_channel_db", "largest_relative_range", "median_levels"];
   const FLAGS = ["outliers", "starved", "near_dead", "dead", "nonfinite"];
+  function damages(layer) {
+    const known = layer.sensitivity, at = data.report.sensitivity.bits.indexOf(data.report.bits);
+    return {damage: known?.damage ?? null, confidence: known?.confidence ?? null, damage_channel: known?.weights.channel?.value[at] ?? null, damage_inputs: known?.damage_inputs ?? null, share_of_operations: known?.share_of_operations ?? null};
+  }
   function records() {
     return [...data.layers].sort((a, b) => a.rank - b.rank).map((layer) => {
       const record = {rank: layer.rank, layer: layer.name, op: layer.op, shape: data.of(layer, "after").shape.join("x"), severity: layer.severity};
       if (data.changes) Object.assign(record, {layer_before: layer.name_before, verdict: layer.verdict, gain_db: layer.gain_db});
+      if (data.report.sensitivity) Object.assign(record, damages(layer));
       for (const name of data.series) {
         const part = data.of(layer, name), suffix = data.changes ? `_${name}` : "";
         for (const field of FIELDS) record[field + suffix] = part[field];
@@ -64,8 +69,9 @@ const tools = (() => {
       const shown = new Set(table.visible().map((row) => +row.dataset.i));
       const all = [...data.layers.entries()].filter(([i]) => shown.has(i)).map(([, layer]) => layer).sort((a, b) => a.rank - b.rank);
       const cell = (value) => value === null ? "n/a" : words.percent(value);
-      const head = data.changes ? ["noise before", "noise after"] : ["rounding noise"];
-      const lines = all.slice(0, 50).map((layer) => [layer.rank, escape(layer.name), escape(layer.op), layer.severity, ...data.series.map((name) => cell(data.of(layer, name).noise_share))]);
+      const ran = data.report.sensitivity;
+      const head = ran ? ["damage", "per channel", "of inputs"] : data.changes ? ["noise before", "noise after"] : ["rounding noise"];
+      const lines = all.slice(0, 50).map((layer) => [layer.rank, escape(layer.name), escape(layer.op), layer.severity, ...(ran ? [damages(layer).damage, damages(layer).damage_channel, damages(layer).damage_inputs] : data.series.map((name) => data.of(layer, name).noise_share)).map(cell)]);
       const rule = ["--:", "---", "---", "---", ...head.map(() => "--:")];
       copy([`**${escape(data.report.verdict.text)}**`, "", ...[["#", "layer", "op", "severity", ...head], rule, ...lines].map((row) => `| ${row.join(" | ")} |`),
         ...(all.length > 50 ? ["", `and ${all.length - 50} more layers`] : [])].join("\n"));
