@@ -170,6 +170,8 @@ class Study:
             known.settle(self.bits)
 
     def _see(self, passage: Passage, batch: Batch) -> None:
+        if passage.layer not in self.weights:
+            return
         if batch is self.batches[0]:
             elements = self.weights[passage.layer].shape[1]
             table = not passage.inputs.size  # an embedding multiplies nothing
@@ -218,6 +220,8 @@ class Study:
         done, agreement, before = 0, nan, nan
         for batch in self.track(passes, "Differentiating"):
             for gradient in self.runner.differentiate(batch, probe):
+                if gradient.layer not in self.noise:
+                    continue
                 self.noise[gradient.layer].add(gradient.weight, batch.size)
                 known = self.entering.get(gradient.layer)
                 if known is not None:
