@@ -121,8 +121,9 @@ class WeightNoise:
         noise = np.square(self.errors(), dtype=np.float64).sum(axis=2)  # (grids, channels)
         power = np.nan_to_num(np.square(self.weight, dtype=np.float64)).sum(axis=1)
         damage = noise * np.sum(self.importance, axis=0)
-        lost: FloatArray = np.where(noise > COARSE * power, damage, 0).sum(axis=1)
-        return lost / np.maximum(damage.sum(axis=1), np.finfo(float).tiny)
+        lost = np.where(noise > COARSE * power, damage, 0).sum(axis=1)
+        share: FloatArray = lost / np.maximum(damage.sum(axis=1), np.finfo(float).tiny)
+        return share
 
     def estimates(self) -> tuple[FloatArray, FloatArray]:
         """The diagonal and the projected estimate of each pass for one sample, both (passes, grids)."""

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qvis.adapters.torch.parts import Part, rows
-from qvis.adapters.torch.tensors import _stored_type, identity
+from qvis.adapters.torch.tensors import Source, _stored_type, identity
 from qvis.errors import NotRunnableError
 from qvis.layers import FloatArray, Norm
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+Matrix = tuple[str, Source, Part]
+"""The name of a layer, its tensor, and where in it the layer's matrix is."""
 
 _CONTAINERS = (dict, OrderedDict, list, set, deque)
 
@@ -67,7 +70,7 @@ class Computed:
 class Belongings:
     """All that a model holds: its modules, their tensors, and where they are."""
 
-    def __init__(self, model: nn.Module, wanted: set[str]) -> None:
+    def __init__(self, model: nn.Module, wanted: set[str], matrices: Iterable[Matrix] | None = None) -> None:
         self.modules = list(_everything(model))
         self.leaves: list[Leaf] = []
         self.by_name: dict[str, nn.Module] = {}
@@ -76,7 +79,7 @@ class Belongings:
         self._slots: list[tuple[Any, Any, Tensor | None, Leaf | None]] = []
         """A container, the key of a tensor in it, the tensor that is copied into it or the leaf that is put there."""
         slots = self._look_around()
-        known = self._find_leaves(model, wanted)
+        known = self._find_leaves(model, wanted) if matrices is None else self._take_leaves(model, wanted, matrices)
         parameters = {id(one): one for x in self.modules for one in x._parameters.values() if one is not None}
         self.memory = frozenset(map(memory_of, parameters.values())) - {0}
         """Where the parameters lie."""
@@ -143,6 +146,17 @@ class Belongings:
                     if source.key in found and source.key == (id(module), part.tensor):
                         entry = self._computed.setdefault(id(module), Computed(module))
                         entry.leaves[part.tensor] = found[source.key]
+        self.leaves = list(found.values())
+        return found
+
+    def _take_leaves(self, model: nn.Module, wanted: set[str], matrices: Iterable[Matrix]) -> dict[Hashable, Leaf]:
+        """The same for a program, whose modules do not say what their tensors are."""
+        self.by_name = dict(model.named_modules())
+        found: dict[Hashable, Leaf] = {}
+        for layer, source, part in matrices:
+            if layer in wanted:
+                leaf = found.setdefault(source.key, Leaf({}, _readable(source.get())))
+                leaf.parts.setdefault(layer, part)
         self.leaves = list(found.values())
         return found
 

@@ -34,7 +34,7 @@ class _Norms(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
+        name = getattr(func, "__name__", "").partition(".")[0]  # in a program it is followed by the overload's
         if name == "_set_grad_enabled":
             return None
         if name == "batch_norm" and not callable(args[0]):

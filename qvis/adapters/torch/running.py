@@ -6,11 +6,11 @@ weights are exchanged, and everything is put back after it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from qvis.adapters.torch.exchange import Belongings, eagerly, settings_kept
+from qvis.adapters.torch.exchange import Belongings, Matrix, eagerly, settings_kept
 from qvis.adapters.torch.losses import find_loss, losses_of
 from qvis.adapters.torch.outputs import Cut, find_cut, outputs_of
 from qvis.adapters.torch.tap import Tap
@@ -29,7 +29,13 @@ class TorchRunner:
 
     differentiable = True
 
-    def __init__(self, model: nn.Module, network: Network, loss: Callable[..., Any] | str | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        network: Network,
+        loss: Callable[..., Any] | str | None = None,
+        matrices: Iterable[Matrix] | None = None,
+    ) -> None:
         import torch
 
         from qvis.adapters.torch import _unwrap
@@ -37,7 +43,7 @@ class TorchRunner:
         self._model = _unwrap(model)
         self._loss = find_loss(loss)
         wanted = {layer.name for layer in network.layers}
-        self._held = Belongings(self._model, wanted)
+        self._held = Belongings(self._model, wanted, matrices)
         self._leaves = self._held.leaves
         self.layers = tuple(layer.name for layer in network.layers if any(layer.name in x.parts for x in self._leaves))
         self.notes: list[str] = []

@@ -93,7 +93,7 @@ class Tap(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
+        name = getattr(func, "__name__", "").partition(".")[0]  # in a program it is followed by the overload's
         if name == "_set_grad_enabled" and self._graph and not args[0]:
             return None  # a model that switches derivatives off is differentiated all the same
         if name in _COMPOSITE:
