@@ -63,6 +63,8 @@ class Finding:
     passes: int = 0
     ranking: dict[str, dict[Key, float]] = field(default_factory=dict)
     """Spearman's rank correlation with the measured damage, by what ranks the layers."""
+    errors: dict[str, dict[Key, float]] = field(default_factory=dict)
+    """By how much one damage of a layer is off the measured one, up or down, in half of the layers: 0.1 is 10 %."""
     totals: dict[Key, tuple[float, float, float]] = field(default_factory=dict)
     """All layers at once, in dB: predicted, the mean of the draws measured, and their standard deviation."""
     worst: dict[Key, tuple[str, str]] = field(default_factory=dict)
@@ -118,6 +120,8 @@ def examine(subject: Subject, samples: int, probes: int, draws: int) -> Finding:
         found.ranking[name] = {
             key: rank_correlation(ranking[key], measured[key]) if key in ranking else nan for key in COLUMNS
         }
+    for name in ("qvis", "another rounding"):
+        found.errors[name] = {key: typical_error(rankings[name][key], measured[key]) for key in COLUMNS}
     names = {key: [one.name for one in study.layers] if key[0] != "inputs" else entered(study) for key in COLUMNS}
     for key in COLUMNS:
         found.worst[key] = (names[key][int(predicted[key].argmax())], names[key][int(measured[key].argmax())])
@@ -258,6 +262,12 @@ def weight_noise(study: Study, key: Key) -> Floats:
     return np.array(found)
 
 
+def typical_error(some: Floats, others: Floats) -> float:
+    """See :attr:`Finding.errors`; layers that do not matter at all are left out."""
+    both = (some > 0) & (others > 0)
+    return float(np.expm1(np.median(np.abs(np.log(some[both] / others[both]))))) if both.any() else nan
+
+
 def judged(predicted: Floats, measured: Floats) -> tuple[int, int, int]:
     """See :attr:`Finding.problems`."""
     called, real = predicted > LIMIT, measured > LIMIT
@@ -282,6 +292,8 @@ def describe(found: Finding) -> str:
 
     for name, by_key in found.ranking.items():
         row(name, (number(by_key[key]) for key in COLUMNS))
+    for name, errors in found.errors.items():
+        row(f"{name}, off by", (f"{errors[key]:.0%}" for key in COLUMNS))
     row("worst layer found", ("yes" if len({*found.worst[key]}) == 1 else "no" for key in COLUMNS))
     row("problems right/called", (f"{right}/{called}" for called, right, _ in (found.problems[key] for key in COLUMNS)))
     row("problems missed", (str(found.problems[key][2]) for key in COLUMNS))
