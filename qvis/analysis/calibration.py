@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qvis.layers import FloatArray, decibels
-from qvis.noise import Histogram, round_input, span
+from qvis.noise import Histogram, span
 from qvis.running import Grid
 
 PERCENTILES = (99.9, 99.99)
@@ -66,7 +66,7 @@ def candidates(histogram: Histogram, bits: int, samples: int, *, symmetric: bool
         return []
     tried = [_grid(low * clip, high * clip, bits, symmetric) for clip in CLIPS]
     centers = (histogram.edges[:-1] + histogram.edges[1:]) / 2
-    errors = np.stack([np.square(centers - round_input(centers, grid)) for grid in tried])  # (clips, bins)
+    errors = np.stack([histogram.errors(grid) for grid in tried])  # (clips, bins)
     square_error = errors @ histogram.counts
     damage = errors @ histogram.importance / samples if samples else np.full(len(tried), np.nan)
     chosen = {"min-max": tried[-1]}
