@@ -185,7 +185,7 @@ def test_the_facts_are_those_of_the_document(page: Page, document: Document) -> 
         if known["inputs"]:
             assert_shows(inputs[1][0], known["inputs"]["value"][0], digits=2)
         else:
-            assert inputs[1][0] == "nothing enters"
+            assert inputs[1][0] == "n/a"
         assert operations[1][0] == f"{known['operations']:,}"
         assert_shows(operations[1][1].removesuffix(" of all"), known["share_of_operations"], digits=2)
 
@@ -318,7 +318,7 @@ def test_a_layer_without_a_normalization_has_no_switch(page: Page, document: Doc
 # ---------------------------------------------------------------------------------------------- what is not known
 
 
-def test_a_layer_that_nothing_enters_says_so(page: Page) -> None:
+def test_a_layer_of_whose_inputs_nothing_is_known_says_so(page: Page) -> None:
     show(page, LOOKED_UP)
     expect(part(page, "nothing-enters")).to_be_visible()
     expect(part(page, "entering-known")).to_be_hidden()
