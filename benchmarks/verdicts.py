@@ -116,24 +116,31 @@ def examine(subject: Subject, samples: int, probes: int, draws: int) -> Finding:
     rankings["weight SQNR"] = {key: weight_noise(study, key) for key in measured if key[0] != "inputs"}
     # how far two roundings agree, each of which is one draw: who knew the mean of all draws could hardly do better
     rankings["another rounding"] = measure_stretched(study)
+    compare(found, study, rankings, measured)
+    found.flagged, found.rightly = int(flags.sum()), int((flags & (measured["tensor", 8] > LIMIT)).sum())
+    for key in COLUMNS:
+        totals = [decibels(1.0, float(one)) for one in all_at_once(study, key, draws)]
+        found.totals[key] = (decibels(1.0, float(predicted[key].sum())), float(np.mean(totals)), float(np.std(totals)))
+    return found
+
+
+def compare(
+    found: Finding, study: Study, rankings: Mapping[str, Mapping[Key, Floats]], measured: Mapping[Key, Floats]
+) -> None:
+    """Note how well each ranking of the layers agrees with what was measured, and what was predicted of each layer."""
     for name, ranking in rankings.items():
         found.ranking[name] = {
             key: rank_correlation(ranking[key], measured[key]) if key in ranking else nan for key in COLUMNS
         }
     for name in ("qvis", "another rounding"):
         found.errors[name] = {key: typical_error(rankings[name][key], measured[key]) for key in COLUMNS}
-    names = {key: [one.name for one in study.layers] if key[0] != "inputs" else entered(study) for key in COLUMNS}
     for key in COLUMNS:
-        found.worst[key] = (names[key][int(predicted[key].argmax())], names[key][int(measured[key].argmax())])
-        found.problems[key] = judged(predicted[key], measured[key])
-        found.figures[" ".join(map(str, key))] = {
-            name: [float(p), float(m)] for name, p, m in zip(names[key], predicted[key], measured[key], strict=True)
-        }
-    found.flagged, found.rightly = int(flags.sum()), int((flags & (measured["tensor", 8] > LIMIT)).sum())
-    for key in COLUMNS:
-        totals = [decibels(1.0, float(one)) for one in all_at_once(study, key, draws)]
-        found.totals[key] = (decibels(1.0, float(predicted[key].sum())), float(np.mean(totals)), float(np.std(totals)))
-    return found
+        names = entered(study) if key[0] == "inputs" else [*study.weights]
+        predicted, real = rankings["qvis"][key], measured[key]
+        found.worst[key] = (names[int(predicted.argmax())], names[int(real.argmax())])
+        found.problems[key] = judged(predicted, real)
+        pairs = zip(names, predicted.tolist(), real.tolist(), strict=True)
+        found.figures[" ".join(map(str, key))] = {name: [p, m] for name, p, m in pairs}
 
 
 def warm_up(runner: Runner, batches: Sequence[Batch], probes: int) -> None:
