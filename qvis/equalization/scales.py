@@ -120,7 +120,7 @@ def optimal_scales(
     candidates = [none, np.where(program.matters(), rule, 0), rule]
     iterations = 0
     x = best = min(candidates, key=program.log_damage)
-    if len(program.starts):
+    if count and len(program.starts):
         for power in POWERS:
             x, steps = _minimize(program, power, x, log(limit))
             best = min(best, x, key=program.log_damage)
