@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,8 +23,14 @@ class Rewritten(NamedTuple):
     """What is not as it was beside the numbers, or not exactly the numbers that were asked for."""
 
 
-def check_layers(network: Network, argument: str, given: Iterable[str], writable: Iterable[str]) -> None:
-    """Refuse names that are no layers, and layers that cannot be written."""
+def check_layers(
+    network: Network,
+    argument: str,
+    given: Iterable[str],
+    writable: Iterable[str],
+    reasons: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Refuse names that are no layers, and layers that cannot be written, with the ``reasons`` that are known."""
     known = {name: layer for layer in network.layers for name in (layer.name, *layer.aliases)}
     kept = set(writable)
     for name in given:
@@ -36,10 +43,8 @@ def check_layers(network: Network, argument: str, given: Iterable[str], writable
                 f"biases: {name!r} ({known[name].op}) has no bias that could be written; give one to the model first, "
                 "or leave the layer out"
             )
-        raise BadArgumentError(
-            f"{argument}: {name!r} cannot be written, since its weight is quantized or packed already; "
-            "give the model before that"
-        )
+        reason = reasons.get(known[name].name, "is quantized or packed already; give the model before that")
+        raise BadArgumentError(f"{argument}: {name!r} cannot be written: its weight {reason}")
 
 
 def fitted(argument: str, name: str, numbers: FloatArray, shape: tuple[int, ...]) -> FloatArray:
