@@ -85,6 +85,7 @@ def analyze(
     BadArgumentError
         ``bits`` is out of bounds.
     """
+    from qvis import adapters
     from qvis.analysis.preparing import prepare
     from qvis.analysis.sensitivity import examine
 
@@ -105,7 +106,9 @@ def analyze(
             track=track,
         )
     else:
-        ready = prepare(model, fold=fold, selected_layers=selected_layers, name=name, channel_axis=channel_axis)
+        ready = prepare(model, fold=fold, name=name, channel_axis=channel_axis)
+        if selected_layers is not None:
+            ready = replace(ready, network=adapters.select(ready.network, selected_layers))
     analysis = analyze_network(ready.network, bits=bits, thresholds=thresholds, progress=progress)
     return judge(replace(analysis, refused=ready.refused), sensitivity)
 

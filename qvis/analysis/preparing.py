@@ -46,11 +46,10 @@ def prepare(
     *,
     example: Batch | None = None,
     fold: bool = True,
-    selected_layers: str | Iterable[str] | None = None,
     name: str | None = None,
     channel_axis: int | Mapping[str, int] | None = None,
 ) -> Ready:
-    """Read the layers of a model, and fold what a quantizer would fold; the arguments are those of ``qvis.analyze``.
+    """Read all layers of a model, and fold what a quantizer would fold; the arguments are those of ``qvis.analyze``.
 
     ``example`` is a batch that the model can be run on; without it some models' graphs cannot be found.
     """
@@ -63,12 +62,10 @@ def prepare(
     if fold and network.graph is not None and network.graph.norms:
         folded = fold_network(network)
         network = folded.network
-    if selected_layers is not None:
-        network = adapters.select(network, selected_layers)
     return Ready(network, folded)
 
 
-def place(ready: Ready, model: object, runner: Runner, batch: Batch, **options: object) -> Ready:
+def place(ready: Ready, model: object, runner: Runner, batch: Batch, name: str | None = None) -> Ready:
     """Have the runner run on the folded weights, after checking that they compute the same.
 
     Where they do not, the weights as they are stored are judged, and a note says so.
@@ -80,7 +77,7 @@ def place(ready: Ready, model: object, runner: Runner, batch: Batch, **options: 
         note = f"{count(len(ready.folded.folds), 'normalization')} folded; the outputs changed by {change:.0e} at most."
         return replace(ready, notes=(*ready.notes, note))
     runner.place({}, {})
-    unfolded = prepare(model, fold=False, **options)  # type: ignore[arg-type]
+    unfolded = prepare(model, fold=False, name=name)
     note = f"Normalizations were not folded: that changed the outputs by {change:.1e} of the largest."
     return replace(unfolded, notes=(*ready.notes, note))
 

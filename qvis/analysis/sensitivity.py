@@ -152,15 +152,17 @@ def examine(
             "(1, 3, 224, 224)"
         )
     example = example_batch(example_inputs) if example_inputs is not None else split(batches[0], 2)[0]
-    options = {"selected_layers": selected_layers, "name": name}
-    ready = prepare(model, example=example, fold=fold, **options)  # type: ignore[arg-type]
+    ready = prepare(model, example=example, fold=fold, name=name)
     runner = adapters.runner(model, ready.network, loss)
     source = f"{sum(batch.size for batch in batches)} samples"
     if not batches:
         batches, how = imitated(runner, example, samples, seed)
         source = "made-up inputs"
         notes.append(f"No data: the inputs are made up ({how}). The ranking is good, the figures may be off by 5 dB.")
-    ready = place(ready, model, runner, batches[0], **options)
+    ready = place(ready, model, runner, batches[0], name)
+    if selected_layers is not None:
+        # the others run on folded weights as well
+        ready = replace(ready, network=adapters.select(ready.network, selected_layers))
     result = study_layers(
         ready.network,
         runner,
