@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import sys
 import zipfile
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from qvis.adapters.rewritten import Rewritten
 from qvis.adapters.torch.graph import graph_of_export
 from qvis.adapters.torch.parts import RULES, Part, known_type
 from qvis.adapters.torch.tensors import Collector, Source, framework
-from qvis.errors import NoGraphError
+from qvis.errors import NoGraphError, NotRunnableError
 from qvis.layers import Graph, Network
 from qvis.rewriting import Rewriting
-from qvis.running import Batch
+from qvis.running import Batch, Runner
 
 if TYPE_CHECKING:
     from torch import fx
@@ -108,28 +108,68 @@ def read(model: Path | ExportedProgram | fx.GraphModule) -> Network:
     BadArgumentError
         The file is damaged, or holds no exported program.
     """
-    if isinstance(model, Path):
-        from qvis.adapters.torch.archive import load
-
-        program, name = load(model), model.stem
-    elif _is_export(model):
-        program, name = _from_export(cast("ExportedProgram", model)), "ExportedProgram"
-    else:
-        program, name = _from_graph(cast("fx.GraphModule", model)), "GraphModule"
+    program, name = _program(model)
     found = Collector()
-    roles = _roles(program)
-    for path, source in {**program.parameters, **program.buffers}.items():
-        role = roles.get(source.key)
-        if source.get().ndim < 2 or (role is None and path not in program.parameters):
-            continue
-        for part in _parts(program, path, role):
-            found.add(part.name_in(path.rpartition(".")[0]), source, part)
+    for path, source, part in _weights(program):
+        found.add(part.name_in(path.rpartition(".")[0]), source, part)
     name = program.types.get("", name).rpartition(".")[2]
     parameters = {source.key: source.get().numel() for source in program.parameters.values()}
     return found.network(name, framework(), sum(parameters.values()))
 
 
-def graph(model: Path | ExportedProgram | fx.GraphModule, example: Batch | None = None) -> Graph:  # noqa: ARG001
+def _program(model: Path | ExportedProgram | fx.GraphModule) -> tuple[Program, str]:
+    """The program and what it is called."""
+    if isinstance(model, Path):
+        from qvis.adapters.torch.archive import load
+
+        return load(model), model.stem
+    if _is_export(model):
+        return _from_export(cast("ExportedProgram", model)), "ExportedProgram"
+    return _from_graph(cast("fx.GraphModule", model)), "GraphModule"
+
+
+def _weights(program: Program) -> Iterator[tuple[str, Source, Part]]:
+    """Each matrix in the program, with the path and the numbers of its tensor."""
+    roles = _roles(program)
+    for path, source in {**program.parameters, **program.buffers}.items():
+        role = roles.get(source.key)
+        if source.get().ndim >= 2 and (role is not None or path in program.parameters):
+            for part in _parts(program, path, role):
+                yield path, source, part
+
+
+def opened(model: Path) -> ExportedProgram:
+    """The program in a file, loaded to be run. This trusts the file: ``torch.export.load`` unpickles parts of it."""
+    import torch
+
+    try:
+        return torch.export.load(model)
+    except Exception as error:
+        text = (str(error).strip().splitlines() or [""])[0][:200]
+        raise NotRunnableError(
+            f"model: {str(model)!r} cannot be loaded to be run ({type(error).__name__}: {text}); "
+            "give the model that it was exported from"
+        ) from error
+
+
+def runner(model: Path | ExportedProgram | fx.GraphModule, network: Network, loss: Any = None) -> Runner:
+    """Make a program ready to be run on other weights; see :func:`qvis.adapters.runner`."""
+    from qvis.adapters.torch.running import TorchRunner
+
+    if isinstance(model, Path):
+        model = opened(model)
+    program, _ = _program(model)
+    module = cast("ExportedProgram", model).module() if _is_export(model) else cast("fx.GraphModule", model)
+    held = _sources({**dict(module.named_parameters()), **dict(module.named_buffers())})
+    matrices = [
+        (part.name_in(path.rpartition(".")[0]), held[path], part)
+        for path, _, part in _weights(program)
+        if path in held
+    ]
+    return TorchRunner(module, network, loss, matrices)
+
+
+def graph(model: Path | ExportedProgram | fx.GraphModule, example: Batch | None = None) -> Graph:
     """How data flows through an exported program, which is a graph already: it needs no ``example``.
 
     Raises
@@ -138,10 +178,11 @@ def graph(model: Path | ExportedProgram | fx.GraphModule, example: Batch | None 
         ``model`` is a file, or a program that no one can follow.
     """
     if isinstance(model, Path):
-        raise NoGraphError(
-            "no graph: of a .pt2 file only the weights are read; "
-            f"if you trust it, give what torch.export.load({str(model)!r}) returns"
-        )
+        if example is None:
+            raise NoGraphError(
+                "no graph: a .pt2 file is read as data; its graph is taken when the model is run, which trusts the file"
+            )
+        model = opened(model)
     return graph_of_export(model, read(model))
 
 
