@@ -63,6 +63,8 @@ class Finding:
     passes: int = 0
     ranking: dict[str, dict[Key, float]] = field(default_factory=dict)
     """Spearman's rank correlation with the measured damage, by what ranks the layers."""
+    errors: dict[str, dict[Key, float]] = field(default_factory=dict)
+    """By how much one damage of a layer is off the measured one, up or down, in half of the layers: 0.1 is 10 %."""
     totals: dict[Key, tuple[float, float, float]] = field(default_factory=dict)
     """All layers at once, in dB: predicted, the mean of the draws measured, and their standard deviation."""
     worst: dict[Key, tuple[str, str]] = field(default_factory=dict)
@@ -75,7 +77,7 @@ class Finding:
     """Those of them that cost more than 1 % at 8 bits."""
     predicting: float = nan
     measuring: float = nan
-    """Seconds."""
+    """Seconds of processor time, which other programs disturb less than the time on the clock."""
     figures: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     """Of each layer, predicted and measured."""
 
@@ -98,37 +100,47 @@ def examine(subject: Subject, samples: int, probes: int, draws: int) -> Finding:
     study = Study(ready.network, runner, batches, GRIDS, silently)
     found = Finding(subject.name, subject.note, len(study.layers), study.samples)
 
-    began = time.perf_counter()
+    began = time.process_time()
     predicted, found.passes = predict(study, probes)
-    found.predicting = time.perf_counter() - began
-    began = time.perf_counter()
+    found.predicting = time.process_time() - began
+    began = time.process_time()
     measured = measure(study)
-    found.measuring = time.perf_counter() - began
+    found.measuring = time.process_time() - began
 
     rankings = {"qvis": predicted}
     if made:
         rankings["qvis without data"] = predict(Study(ready.network, runner, made, GRIDS, silently), probes)[0]
     ranges, flags = relative_ranges(study)
-    rankings["relative range"] = dict.fromkeys(measured, ranges)
+    seen = np.array([name in study.entering for name in study.weights])
+    rankings["relative range"] = {key: ranges[seen] if key[0] == "inputs" else ranges for key in measured}
     rankings["weight SQNR"] = {key: weight_noise(study, key) for key in measured if key[0] != "inputs"}
     # how far two roundings agree, each of which is one draw: who knew the mean of all draws could hardly do better
     rankings["another rounding"] = measure_stretched(study)
-    for name, ranking in rankings.items():
-        found.ranking[name] = {
-            key: rank_correlation(ranking[key], measured[key]) if key in ranking else nan for key in COLUMNS
-        }
-    names = {key: [one.name for one in study.layers] if key[0] != "inputs" else [*study.entering] for key in COLUMNS}
-    for key in COLUMNS:
-        found.worst[key] = (names[key][int(predicted[key].argmax())], names[key][int(measured[key].argmax())])
-        found.problems[key] = judged(predicted[key], measured[key])
-        found.figures[" ".join(map(str, key))] = {
-            name: [float(p), float(m)] for name, p, m in zip(names[key], predicted[key], measured[key], strict=True)
-        }
+    compare(found, study, rankings, measured)
     found.flagged, found.rightly = int(flags.sum()), int((flags & (measured["tensor", 8] > LIMIT)).sum())
     for key in COLUMNS:
         totals = [decibels(1.0, float(one)) for one in all_at_once(study, key, draws)]
         found.totals[key] = (decibels(1.0, float(predicted[key].sum())), float(np.mean(totals)), float(np.std(totals)))
     return found
+
+
+def compare(
+    found: Finding, study: Study, rankings: Mapping[str, Mapping[Key, Floats]], measured: Mapping[Key, Floats]
+) -> None:
+    """Note how well each ranking of the layers agrees with what was measured, and what was predicted of each layer."""
+    for name, ranking in rankings.items():
+        found.ranking[name] = {
+            key: rank_correlation(ranking[key], measured[key]) if key in ranking else nan for key in COLUMNS
+        }
+    for name in ("qvis", "another rounding"):
+        found.errors[name] = {key: typical_error(rankings[name][key], measured[key]) for key in COLUMNS}
+    for key in COLUMNS:
+        names = entered(study) if key[0] == "inputs" else [*study.weights]
+        predicted, real = rankings["qvis"][key], measured[key]
+        found.worst[key] = (names[int(predicted.argmax())], names[int(real.argmax())])
+        found.problems[key] = judged(predicted, real)
+        pairs = zip(names, predicted.tolist(), real.tolist(), strict=True)
+        found.figures[" ".join(map(str, key))] = {name: [p, m] for name, p, m in pairs}
 
 
 def warm_up(runner: Runner, batches: Sequence[Batch], probes: int) -> None:
@@ -152,16 +164,22 @@ def predict(study: Study, probes: int) -> tuple[dict[Key, Floats], int]:
     """The damage of each layer on each grid, from backward passes, and how many these were."""
     study.calibrate()
     outcome = study.differentiate(spread_passes(study.batches, probes, SEED), SEED)
-    weights, (_, inputs) = study.predict_weights(), study.predict_inputs()
+    weights, (names, inputs) = study.predict_weights(), study.predict_inputs()
     table = {(grid.granularity, grid.bits): weights.damage[:, i] for i, grid in enumerate(study.grids)}
-    return table | {("inputs", bits): inputs.damage[:, i] for i, bits in enumerate(study.bits)}, outcome.passes
+    order = [names.index(name) for name in entered(study)]
+    return table | {("inputs", bits): inputs.damage[order, i] for i, bits in enumerate(study.bits)}, outcome.passes
+
+
+def entered(study: Study) -> list[str]:
+    """The layers whose inputs were seen, in the model's order; nothing enters a table."""
+    return [name for name in study.weights if name in study.entering]
 
 
 def measure(study: Study) -> dict[Key, Floats]:
     """The same by rounding each layer by itself."""
     changes = [Change({layer.name: grid}) for grid in study.grids for layer in study.layers]
     for i in range(len(study.bits)):
-        changes += [Change(inputs={name: known.grids[i]}) for name, known in study.entering.items()]
+        changes += [Change(inputs={name: study.entering[name].grids[i]}) for name in entered(study)]
     values = iter(study.measure(changes))
     table = {(grid.granularity, grid.bits): np.array([next(values) for _ in study.layers]) for grid in study.grids}
     return table | {("inputs", bits): np.array([next(values) for _ in study.entering]) for bits in study.bits}
@@ -172,7 +190,7 @@ def measure_stretched(study: Study) -> dict[Key, Floats]:
     found: dict[Key, Floats] = {}
     generator = np.random.default_rng(SEED)
     for key in COLUMNS:
-        names = study.entering if key[0] == "inputs" else study.weights
+        names = entered(study) if key[0] == "inputs" else [*study.weights]
         stretch = {name: 1 + STRETCH * generator.uniform(0.5, 1) for name in names}
         found[key] = damages(study, [stretched(study, key, {name: stretch[name]}) for name in names])
     return found
@@ -181,7 +199,7 @@ def measure_stretched(study: Study) -> dict[Key, Floats]:
 def all_at_once(study: Study, key: Key, draws: int) -> Floats:
     """The damage of all layers rounded at once, once for each draw of the rounding."""
     generator = np.random.default_rng(SEED)
-    names = study.entering if key[0] == "inputs" else study.weights
+    names = entered(study) if key[0] == "inputs" else [*study.weights]
     each = [{name: 1 + STRETCH * generator.random() for name in names} for _ in range(draws)]
     return damages(study, [stretched(study, key, stretch) for stretch in each])
 
@@ -251,6 +269,12 @@ def weight_noise(study: Study, key: Key) -> Floats:
     return np.array(found)
 
 
+def typical_error(some: Floats, others: Floats) -> float:
+    """See :attr:`Finding.errors`; layers that do not matter at all are left out."""
+    both = (some > 0) & (others > 0)
+    return float(np.expm1(np.median(np.abs(np.log(some[both] / others[both]))))) if both.any() else nan
+
+
 def judged(predicted: Floats, measured: Floats) -> tuple[int, int, int]:
     """See :attr:`Finding.problems`."""
     called, real = predicted > LIMIT, measured > LIMIT
@@ -275,6 +299,8 @@ def describe(found: Finding) -> str:
 
     for name, by_key in found.ranking.items():
         row(name, (number(by_key[key]) for key in COLUMNS))
+    for name, errors in found.errors.items():
+        row(f"{name}, off by", (f"{errors[key]:.0%}" for key in COLUMNS))
     row("worst layer found", ("yes" if len({*found.worst[key]}) == 1 else "no" for key in COLUMNS))
     row("problems right/called", (f"{right}/{called}" for called, right, _ in (found.problems[key] for key in COLUMNS)))
     row("problems missed", (str(found.problems[key][2]) for key in COLUMNS))
@@ -283,7 +309,7 @@ def describe(found: Finding) -> str:
     row("  +/- over draws", (f"{found.totals[key][2]:.1f}" for key in COLUMNS))
     share = found.measuring / found.predicting
     lines.append(
-        f"  predicting took {found.predicting:.1f} s, measuring {found.measuring:.1f} s: {share:.0f} times as long"
+        f"  processor time: predicting {found.predicting:.1f} s, measuring {found.measuring:.1f} s, {share:.0f}x"
     )
     lines.append(
         f"  relative ranges flag {found.flagged} layers, {found.rightly} of which cost more than {LIMIT:.0%} at 8 bits"

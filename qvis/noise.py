@@ -31,8 +31,6 @@ from qvis.running import Grid
 
 BINS = 2048
 """Of the histograms of what enters a layer: eight for each step of an 8-bit grid."""
-INSIDE = 4
-"""Points in each bin at which the rounding error is taken."""
 SAMPLED = 200_000
 """So many numbers of what enters a layer are looked at in one pass, evenly spaced."""
 COARSE = 0.25
@@ -160,12 +158,12 @@ def combine(diagonal: FloatArray, projected: FloatArray) -> Estimate:
     with np.errstate(divide="ignore", invalid="ignore"):
         error_steady = _relative_variance(diagonal, steady)
         error_varying = np.maximum(_relative_variance(projected, varying), 1 / passes)
-        ratio = np.where(usable, np.log(varying / steady), 0.0)
+        ratio = np.where(usable, np.log(varying) - np.log(steady), 0.0)
         layers = np.maximum(usable.sum(axis=0), 1)
         off = (np.where(usable, ratio**2 - error_varying - error_steady, 0.0)).sum(axis=0) / layers
         off = np.maximum(off, 0.05)  # never taken for exact
         trust = off / (off + error_varying)
-        damage = np.where(usable, steady * np.exp(trust * ratio), steady)
+        damage = np.where(usable, np.exp(np.log(steady) + trust * ratio), steady)
         spread = np.sqrt((1 - trust) ** 2 * (off + error_steady) + trust**2 * error_varying)
     return Estimate(damage, np.where(usable, spread, np.where(steady > 0, np.inf, 0.0)))
 
@@ -175,8 +173,9 @@ def _relative_variance(passes: FloatArray, mean: FloatArray) -> FloatArray:
     count = passes.shape[1]
     if count < 2:
         return np.full(mean.shape, 2.0)  # of the square of one normal number
-    variance: FloatArray = passes.var(axis=1, ddof=1) / count
-    return np.where(mean > 0, variance / np.where(mean > 0, mean, 1) ** 2, 0.0)
+    relative = passes / np.where(mean > 0, mean, 1)[:, None]
+    variance: FloatArray = relative.var(axis=1, ddof=1) / count
+    return np.where(mean > 0, variance, 0.0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -216,10 +215,17 @@ class Histogram:
         return np.linspace(self.low, self.high, BINS + 1)
 
     def errors(self, grid: Grid) -> FloatArray:
-        """The mean square error of rounding the values in each bin, (bins,)."""
-        inside = (np.arange(INSIDE) + 0.5) / INSIDE
-        values = self.edges[:-1, None] + inside * (self.high - self.low) / BINS
-        errors: FloatArray = np.square(values - round_input(values, grid)).mean(axis=1)
+        """The mean square error of rounding the values in each bin, (bins,), if they are spread evenly in it."""
+        width = (self.high - self.low) / BINS
+        if not width > 0:
+            value = np.array([self.low])
+            return np.full(BINS, np.square(value - round_input(value, grid))[0])
+        # The integral of (x - rounded x)^2: a step holds step^3 / 12, and beyond the ends it goes on as a cube.
+        inside = np.clip(self.edges, *grid.ends)
+        steps = inside / grid.step
+        whole = np.rint(steps)
+        integral = grid.step**3 * (whole / 12 + (steps - whole) ** 3 / 3) + (self.edges - inside) ** 3 / 3
+        errors: FloatArray = np.maximum(np.diff(integral) / width, 0)
         return errors
 
 

@@ -177,8 +177,8 @@ def plot(page: Page, name: str) -> dict[str, Any]:
     Numbers that JSON has no sign for become NaN.
     """
     found: dict[str, Any] = page.evaluate(
-        """(index) => {
-            const plot = Bokeh.documents.flatMap((d) => d.roots())[index];
+        """(name) => {
+            const plot = Bokeh.documents.flatMap((d) => d.roots()).find((root) => root.name === name);
             const plain = (v) => {
                 if (v === null || typeof v !== "object") return v;
                 if (ArrayBuffer.isView(v) || Array.isArray(v)) return Array.from(v);
@@ -201,7 +201,7 @@ def plot(page: Page, name: str) -> dict[str, Any]:
                     {type: r.glyph.type, visible: r.visible, data: sources.indexOf(r.data_source), ...glyph(r.glyph)})),
             };
         }""",
-        PLOTS.index(name),
+        name,
     )
     for renderer in found["renderers"]:
         renderer["data"] = found["sources"][renderer["data"]]

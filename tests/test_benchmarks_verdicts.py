@@ -13,14 +13,14 @@ pytest.importorskip("torch")
 pytest.importorskip("sklearn")
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-PRINTED = ("digits: 18 layers, 4 samples", "qvis without data", "relative range", "weight SQNR", "total measured dB")
+PRINTED = ("digits: 18 layers, 2 samples", "qvis without data", "relative range", "weight SQNR", "total measured dB")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """What the benchmark prints, and the folder that it writes to."""
     folder = tmp_path_factory.mktemp("verdicts")
-    arguments = ["--models", "digits", "resnet56", "--samples", "4", "--probes", "2", "--draws", "1"]
+    arguments = ["--models", "digits", "resnet56", "--samples", "2", "--probes", "2", "--draws", "1"]
     arguments += ["--json", "figures.json", "--out", "tables.txt"]
     command = [sys.executable, str(BENCHMARKS / "verdicts.py"), *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
@@ -42,4 +42,4 @@ def test_the_figures_of_every_layer_are_written(run: tuple[str, Path]) -> None:
     (found,) = json.loads((run[1] / "figures.json").read_text())
     assert found["layers"] == len(found["figures"]["tensor 8"]) == 18
     assert all(measured > 0 for _, measured in found["figures"]["tensor 8"].values())
-    assert found["ranking"]["qvis"]["tensor 8"] > 0.5
+    assert found["ranking"]["qvis"]["tensor 8"] > 0.4

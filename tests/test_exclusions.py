@@ -17,11 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import qvis
 from qvis import adapters
+from qvis.adapters.digits import load_digits_model
 from qvis.adapters.onnx import graph as onnx_graph
+from qvis.cli import main
+from qvis.cli.options import Tool
+from qvis.cli.output import print_exclusion
 from qvis.errors import BadArgumentError, UnknownLayerError
-from qvis.excluding import TOOLS, exclusions
-from qvis.layers import Graph, Layer, Network, Node
+from qvis.excluding import TITLES, TOOLS, exclusions, find_setting
+from qvis.layers import Analysis, Graph, Layer, Network, Node
 
 HOSTILE = ["'); import os; os.system('x') #", 'a"b', "c\nimport os", "d\\", "{e}", "$(touch f)", "`g`", "h;i", "ü.j"]
 FOR_ONNX = ["onnxruntime", "openvino", "nncf", "tensorrt", "trtexec"]
@@ -221,6 +226,64 @@ def test_a_shell_sees_each_argument_whole(names: list[str]) -> None:
 def test_a_layer_that_is_used_twice_is_told_by_all_its_nodes() -> None:
     network = network_of(["a"], "ONNX", graph_of(["a", "a"], ["first", "second"]))
     assert exclusions(network, "onnxruntime", "a").names == ("first", "second")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What was analyzed
+
+
+def damaged_analysis() -> Analysis:
+    """A model with a layer that suffers, and one that is broken."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 40), nn.Linear(40, 4))
+    with torch.no_grad():
+        model[0].weight[0] = float("nan")
+        model[1].weight[0] *= 1e4
+    return qvis.analyze(model)
+
+
+def test_by_default_the_problem_layers_stay_in_float_worst_first() -> None:
+    analysis = damaged_analysis()
+    made = qvis.exclusions(analysis, tool="torchao")
+    assert made.names == tuple(layer.name for layer in analysis.problematic_layers) == ("0", "1")
+    assert made == qvis.exclusions(analysis, "torchao", layers=["0", "1"])
+    with pytest.raises(BadArgumentError, match="none is a problem"):
+        qvis.exclusions(qvis.analyze(nn.Linear(3, 3)), "torchao")
+
+
+@given(st.lists(st.sampled_from(HOSTILE), min_size=1, unique=True))
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_text_is_what_stands_around_its_layers(tool: str, names: list[str]) -> None:
+    framework = {"tflite": "Keras 3"}.get(tool, "ONNX" if tool in FOR_ONNX else "PyTorch")
+    network = network_of(HOSTILE, framework, graph_of(HOSTILE))
+    setting = find_setting(network, tool)
+    items = [item for name in names for item in setting.items(name)]
+    text = setting.before + setting.between.join(items) + setting.after
+    assert exclusions(network, tool, names).text == (text if items else "")
+
+
+def test_the_command_line_prints_what_python_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).random((4, 1, 8, 8)).astype(np.float32))
+    model, data = "qvis.adapters.digits:load_digits_model", str(tmp_path / "data.npz")
+    run = ["sensitivity", model, "--data", data, "--exclude-for", "pt2e"]
+    assert main(run) == 0
+    made = qvis.exclusions(qvis.analyze(load_digits_model()), "pt2e", "blocks.0.depthwise")
+    assert capsys.readouterr().out.endswith(
+        f"\n\nTo leave 1 layer in float, for PyTorch PT2E:\n\n{made.text}# {made.note}\n"
+    )
+    assert main([*run, "--json"]) == 2
+    assert "not with --json" in capsys.readouterr().err
+
+
+def test_the_command_line_says_where_there_is_nothing_to_paste(capsys: pytest.CaptureFixture[str]) -> None:
+    print_exclusion(damaged_analysis(), "onnxruntime")
+    assert "run qvis on the .onnx file" in capsys.readouterr().out
+    print_exclusion(qvis.analyze(nn.Linear(3, 3)), "torchao")
+    assert capsys.readouterr().out == "\nNo layer is a problem: for torchao none needs to stay in float.\n"
+
+
+def test_the_command_line_knows_the_same_tools() -> None:
+    assert [tool.value for tool in Tool] == list(TOOLS) == list(TITLES)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ OPTIONAL = {
     "onnx": "onnx",
     "onnxruntime": "onnxruntime",
     "PIL": "pillow",
+    "scipy": "scipy",
 }
 """Imported modules that an extra installs, and a requirement of that extra."""
 DISTRIBUTIONS = {"markupsafe": "jinja2", "click": "typer"}

@@ -334,7 +334,9 @@ def test_a_cell_tells_percent_and_confidence_and_what_lies_beyond_the_model(fres
     assert cell.get_attribute("title") == f"{EVIL}, 4 bits: 500\u00a0%, beyond the model: unreliable"
     whole = part(page, "heatmap-table").locator("thead td").first
     whole.hover()
-    assert "measured" in (whole.get_attribute("title") or "")
+    title = whole.get_attribute("title") or ""
+    assert title.startswith("All layers, 8 bits: ")
+    assert ", measured" in title
 
 
 def test_a_tap_or_enter_on_a_row_of_the_map_shows_its_layer(

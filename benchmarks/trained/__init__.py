@@ -77,7 +77,7 @@ def transformer(sources: Sources) -> Subject:
     from trained.training import trained
     from trained.transformers import VisionTransformer
 
-    return trained("transformer", VisionTransformer, sources.pictures(), sources.cache, rate=1.5e-3, epochs=14)
+    return trained("transformer", VisionTransformer, sources.pictures(), sources.cache, rate=1.5e-3, epochs=6)
 
 
 def keras(sources: Sources) -> Subject:

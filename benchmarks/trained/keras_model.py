@@ -11,7 +11,7 @@ import numpy as np
 
 from trained.pictures import SIZE, Pictures, augmented
 
-BATCH, EPOCHS, RATE, CLASSES = 64, 12, 4e-3, 10
+BATCH, EPOCHS, RATE, CLASSES = 64, 8, 4e-3, 10
 BLOCKS = ((24, 1), (32, 2), (32, 1), (48, 2), (48, 1), (64, 1))
 """Channels and stride of each separable convolution."""
 

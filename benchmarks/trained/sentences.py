@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-LENGTH = 24
+LENGTH = 16
 """Tokens of a sentence at most; shorter ones are filled up."""
 SENTENCES = """
 The river had risen so far overnight that the lower bridge was closed to traffic.
@@ -79,7 +79,7 @@ Light from the window fell on a half finished game of chess.
 
 
 def tokens(vocabulary: Path) -> dict[str, NDArray[np.int64]]:
-    """The sentences as ``tokens`` and ``mask``, both (sentences, 24)."""
+    """The sentences as ``tokens`` and ``mask``, both (sentences, 16)."""
     known = {word: index for index, word in enumerate(vocabulary.read_text(encoding="utf-8").splitlines())}
     ids = np.full((len(SENTENCES), LENGTH), known["[PAD]"])
     mask = np.zeros_like(ids)

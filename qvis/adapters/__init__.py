@@ -6,6 +6,7 @@ An adapter is a module of this package, or an object that another package offers
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -13,17 +14,22 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol, cast
 
+from qvis.adapters.rewritten import Rewritten
 from qvis.errors import (
     BadArgumentError,
     NoGraphError,
     NotRunnableError,
+    OutputError,
+    QvisError,
     UnknownLayerError,
     UnsupportedModelError,
     suggest,
 )
 from qvis.layers import Graph, Layer, Network
+from qvis.rewriting import Rewriting
 from qvis.running import Batch, Runner
 
 BUILT_IN = ("torch.exported", "keras", "keras.files", "keras.saved_model", "torch", "onnx", "tflite", "checkpoint")
@@ -55,6 +61,12 @@ class Adapter(Protocol):
     #
     # def runner(model, network: Network, loss: object = None) -> Runner
     #     The model made ready to be run; raises NotRunnableError. ``loss`` takes the place of the outputs.
+    #
+    # def rewrite(model, network: Network, rewriting: Rewriting, inplace: bool = False) -> Rewritten
+    #     A copy of the model with new numbers; raises BadArgumentError.
+    #
+    # def save(model, path: Path, example: Batch | None) -> None
+    #     Writes the model to a new file, whose suffix says in which format; raises OutputError.
 
 
 def read(
@@ -146,6 +158,95 @@ def runner(model: object, network: Network, loss: object = None) -> Runner:
     if make is None:
         raise NotRunnableError(f"model: {_describe(model)} can be read, but not run; give the model itself")
     return cast(Runner, make(model, network, loss))
+
+
+def rewrite(model: object, network: Network, rewriting: Rewriting, *, inplace: bool = False) -> Rewritten:
+    """A copy of a model with new numbers in it.
+
+    Parameters
+    ----------
+    model
+        A model object, or the path of a file. A ``.pt2`` file is loaded with ``torch.export.load`` and a file of Keras
+        with Keras: unlike for reading, it must be one that you trust.
+    network
+        What :func:`read` returned for it.
+    rewriting
+        The numbers; what it does not name stays.
+    inplace
+        Whether to write into ``model`` itself in place of a copy. Nothing is written where something is wrong.
+
+    Returns
+    -------
+    Rewritten
+        The new model, of the kind that was given, and notes on what else is different in it. Of a file, what it holds.
+
+    Raises
+    ------
+    BadArgumentError
+        Names, shapes or numbers do not fit the model; the message says which.
+    UnsupportedModelError
+        Only the weights of the model can be read.
+    """
+    adapter, model = _adapter(model)
+    write = getattr(adapter, "rewrite", None)
+    if write is None:
+        raise UnsupportedModelError(
+            f"model: {_describe(model)} can be read, but no copy of it can be made with other numbers; "
+            "give the model itself"
+        )
+    return cast(Rewritten, write(model, network, rewriting, inplace))
+
+
+def save(model: object, path: str | PathLike[str], *, example: Batch | None = None, source: object = None) -> Path:
+    """Write a model to a file of its framework. A file that is there is replaced, once the new one is complete.
+
+    Parameters
+    ----------
+    model
+        A model object.
+    path
+        Where to; the suffix says in which format. ``.pt2``, ``.pt``, ``.pth`` or ``.safetensors`` for PyTorch (the last
+        three hold the numbers alone), ``.keras`` or ``.h5`` for Keras, ``.onnx`` for ONNX, with a file beside it where
+        it is larger than 2 GB.
+    example
+        A batch that the model can be run on, with which a module of PyTorch is exported for ``.pt2``.
+    source
+        The model that all began with; where it is a file, that is never overwritten.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    OutputError
+        The suffix does not go with the model, ``path`` is the file that the model came from, or it cannot be written.
+    """
+    target = Path(path)
+    if isinstance(model, (str, PathLike)):
+        raise BadArgumentError(f"model: expected a model object to save, not the path {os.fspath(model)!r}")
+    if isinstance(source, (str, PathLike)) and target.exists() and target.samefile(source):
+        raise OutputError(f"path: {str(target)!r} is the file that the model came from; choose another name")
+    if target.is_dir() or not target.parent.is_dir():
+        what = "is a folder" if target.is_dir() else "lies in a folder that does not exist"
+        raise OutputError(f"path: {str(target)!r} {what}; give the name of a file in a folder that exists")
+    adapter, model = _adapter(model)
+    write = getattr(adapter, "save", None)
+    if write is None:
+        raise OutputError(f"model: {_describe(model)} cannot be saved by qvis; save it with its own framework")
+    try:
+        with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
+            write(model, Path(folder) / target.name, example)
+            # a file beside the model comes first, so that the model is there only when it is complete
+            for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == target.name):
+                file.replace(target.with_name(file.name))
+    except QvisError:
+        raise
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise OutputError(f"path: {str(target)!r} cannot be written: {why}; choose another folder") from error
+    return target
 
 
 def _adapter(model: object) -> tuple[Adapter, object]:

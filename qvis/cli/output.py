@@ -30,7 +30,7 @@ def print_exclusion(analysis: Analysis, tool: str) -> None:
     from qvis.words import count, visible
 
     if not analysis.problematic_layers:
-        print(f"\nNo layer is a problem: {TITLES[tool]} need leave none in float.")
+        print(f"\nNo layer is a problem: for {TITLES[tool]} none needs to stay in float.")
         return
     found = exclusions(analysis, tool)
     print(f"\nTo leave {count(len(analysis.problematic_layers), 'layer')} in float, for {TITLES[tool]}:\n")

@@ -29,7 +29,7 @@ const canvas = (() => {
       axis_label_text_font_size: "11px", axis_label_text_font_style: "normal", axis_label_standoff: 4, major_label_text_font_size: "11px"});
     const below = axis(xTicks), left = axis(true);
     below.axis_label = label; left.axis_line_color = null;
-    plots[name] = make("Plot", {x_range: x, y_range: range(), x_scale: make("LinearScale"), y_scale: make("LinearScale"), sizing_mode: "stretch_both",
+    plots[name] = make("Plot", {name, x_range: x, y_range: range(), x_scale: make("LinearScale"), y_scale: make("LinearScale"), sizing_mode: "stretch_both",
       toolbar_location: null, background_fill_color: null, border_fill_color: null, outline_line_color: null, min_border: 0, min_border_left: 44, min_border_top: 6, min_border_bottom: 7,
       min_border_right: 4, below: [below], left: [left], center: [make("Grid", {dimension: 1, axis: left})], output_backend: "canvas"});
     return plots[name];

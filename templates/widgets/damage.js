@@ -80,7 +80,7 @@ const damage = (() => {
     const level = (value, how) => cell(percent(value), isNumber(value) ? `${decibels(value)}, ${how}` : "");
     const sure = (confidence) => confidence === "measured" ? confidence : `${confidence} confidence`;
     heads(table, ["", ...known.granularities.map((name) => GRIDS[name])]);
-    const inputs = one.inputs && at >= 0 ? [percent(one.inputs.value[at]), `${decibels(one.inputs.value[at])}, ${sure(one.inputs.confidence[at])}`] : ["nothing enters"];
+    const inputs = one.inputs && at >= 0 ? [percent(one.inputs.value[at]), `${decibels(one.inputs.value[at])}, ${sure(one.inputs.confidence[at])}`] : ["n/a"];
     $("tbody", table).replaceChildren(
       both("The weights of this layer alone", (name) => level(one.weights[name].value[at] ?? null, sure(one.weights[name].confidence[at]))),
       whole("What enters this layer alone", ...inputs),

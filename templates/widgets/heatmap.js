@@ -101,7 +101,8 @@ const heatmap = (() => {
     if (!cell) return;
     const row = cell.parentNode, b = cell.cellIndex - 1, what = chosen("what");
     const part = row === whole ? {value: total(what), confidence: known.bits.map(() => "measured")} : figures(data.layers[row.dataset.i], what);
-    cell.title = `${row.firstChild.textContent}, ${known.bits[b]} bits: ${tell(part?.value[b], part?.confidence[b])}`;
+    const spread = row === whole ? known.total_spread_db[what]?.[b] : null;
+    cell.title = `${row.firstChild.textContent}, ${known.bits[b]} bits: ${tell(part?.value[b], part?.confidence[b])}${spread ? `, ±${spread} dB between draws of the rounding` : ""}`;
   });
   sheet.addEventListener("click", (event) => {
     const row = event.target.closest("tr[data-i]");

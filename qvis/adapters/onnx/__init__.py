@@ -15,9 +15,11 @@ from qvis.adapters.onnx.graph import Walk, named_functions
 from qvis.adapters.onnx.protobuf import Message, Schema, scan
 from qvis.adapters.onnx.runner import runner as runner
 from qvis.adapters.onnx.tensors import InFile, Live, Place
+from qvis.adapters.rewritten import Rewritten
 from qvis.adapters.values import mapped
 from qvis.errors import BadArgumentError, QvisError
 from qvis.layers import Graph, Network
+from qvis.rewriting import Rewriting
 from qvis.running import Batch
 
 _MALFORMED = (ArithmeticError, LookupError, OSError, TypeError, ValueError, RecursionError, struct.error)
@@ -75,6 +77,20 @@ def graph(model: Any, example: Batch | None = None) -> Graph:
     from qvis.adapters.onnx.flow import graph_of
 
     return graph_of(model, example)
+
+
+def rewrite(model: Any, network: Network, rewriting: Rewriting, inplace: bool = False) -> Rewritten:
+    """Write new numbers into a copy of a model; see :func:`qvis.adapters.onnx.rewriting.rewrite_proto`."""
+    from qvis.adapters.onnx.rewriting import rewrite_proto
+
+    return rewrite_proto(model, network, rewriting, inplace)
+
+
+def save(model: Any, path: Path, example: Batch | None = None) -> None:  # noqa: ARG001
+    """Write a model to an ``.onnx`` file; see :func:`qvis.adapters.onnx.rewriting.save_proto`."""
+    from qvis.adapters.onnx.rewriting import save_proto
+
+    save_proto(model, path)
 
 
 def _read_file(path: Path) -> Network:

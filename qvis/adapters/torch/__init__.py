@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qvis.adapters.rewritten import Rewritten
 from qvis.adapters.torch.graph import graph as graph
 from qvis.adapters.torch.parts import BIASED, RULES, Part, known_type
 from qvis.adapters.torch.tensors import Collector, Source, count, framework
 from qvis.layers import Network
-from qvis.running import Runner
+from qvis.rewriting import Rewriting
+from qvis.running import Batch, Runner
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -58,6 +61,20 @@ def runner(model: nn.Module, network: Network, loss: Any = None) -> Runner:
     from qvis.adapters.torch.running import TorchRunner
 
     return TorchRunner(model, network, loss)
+
+
+def rewrite(model: nn.Module, network: Network, rewriting: Rewriting, inplace: bool = False) -> Rewritten:
+    """Write new numbers into a copy of a module; see :func:`qvis.adapters.torch.rewriting.rewrite_module`."""
+    from qvis.adapters.torch.rewriting import rewrite_module
+
+    return rewrite_module(model, network, rewriting, inplace)
+
+
+def save(model: nn.Module, path: Path, example: Batch | None = None) -> None:
+    """Write a module to a file; see :func:`qvis.adapters.torch.saving.save_module`."""
+    from qvis.adapters.torch.saving import save_module
+
+    save_module(model, path, example)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

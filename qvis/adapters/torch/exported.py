@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from qvis.adapters.rewritten import Rewritten
 from qvis.adapters.torch.graph import graph_of_export
 from qvis.adapters.torch.parts import RULES, Part, known_type
 from qvis.adapters.torch.tensors import Collector, Source, framework
 from qvis.errors import NoGraphError, NotRunnableError
 from qvis.layers import Graph, Network
+from qvis.rewriting import Rewriting
 from qvis.running import Batch, Runner
 
 if TYPE_CHECKING:
@@ -182,6 +184,25 @@ def graph(model: Path | ExportedProgram | fx.GraphModule, example: Batch | None 
             )
         model = opened(model)
     return graph_of_export(model, read(model))
+
+
+def rewrite(
+    model: Path | ExportedProgram | fx.GraphModule, network: Network, rewriting: Rewriting, inplace: bool = False
+) -> Rewritten:
+    """Write new numbers into a copy of a program; see :func:`qvis.adapters.torch.rewriting.rewrite_program`."""
+    from qvis.adapters.torch.rewriting import rewrite_program
+
+    return rewrite_program(model, network, rewriting, inplace)
+
+
+def save(model: ExportedProgram | fx.GraphModule, path: Path, example: Batch | None = None) -> None:
+    """Write a program to a file; see :func:`qvis.adapters.torch.saving.save_program`."""
+    from qvis.adapters.torch.saving import save_module, save_program
+
+    if _is_export(model):
+        save_program(cast("ExportedProgram", model), path)
+    else:
+        save_module(cast("fx.GraphModule", model), path, example)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

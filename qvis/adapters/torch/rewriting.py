@@ -1,0 +1,371 @@
+"""Writes new numbers into copies of PyTorch models: modules, graphs of bare operations, and exported programs.
+
+The numbers go into the tensors that are there, so that types, devices, ties and flags stay. Only a weight that is
+computed from other parameters has to be made a plain one first.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Hashable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from qvis.adapters.rewritten import (
+    Rewritten,
+    check_layers,
+    check_stored,
+    express,
+    fitted,
+    precision_notes,
+)
+from qvis.adapters.torch.copying import copied
+from qvis.adapters.torch.parts import BIASED, Part, rows
+from qvis.adapters.torch.tensors import _stored_type, identity
+from qvis.errors import BadArgumentError, suggest
+from qvis.layers import FloatArray, Network
+from qvis.rewriting import Rewriting
+
+if TYPE_CHECKING:
+    from torch import Tensor, fx, nn
+    from torch.export import ExportedProgram
+
+_STATISTICS = {"mean": "running_mean", "variance": "running_var", "scale": "weight", "shift": "bias"}
+
+
+def rewrite_module(model: nn.Module, network: Network, rewriting: Rewriting, inplace: bool = False) -> Rewritten:
+    """Write new numbers into a copy of a module; with ``inplace`` into the module itself.
+
+    Parameters
+    ----------
+    model
+        Any module. Of one that was compiled the module inside is copied, and that is what is returned.
+    network
+        What was read of it.
+    rewriting
+        The numbers.
+    inplace
+        Whether to write into ``model``. It is checked first, so that it stays as it is where something is wrong.
+
+    Returns
+    -------
+    Rewritten
+        The copy has the flags, hooks and ties of the original. Its notes name weights that were computed by a
+        parametrization and are plain ones now, and what could not be copied.
+
+    Raises
+    ------
+    BadArgumentError
+        A name or a shape is wrong, a layer has no bias, numbers do not fit a type, or a weight is computed from others
+        or quantized where it would have to be written as it is.
+    """
+    from qvis.adapters.torch import _unwrap, _walk
+
+    notes: list[str] = []
+    inner = _unwrap(model)
+    numbers = _of_module(inner)
+    plan = _planned(numbers, network, rewriting)
+    computed = [path for path in plan.values if path in numbers.computed]
+    if inplace and computed:
+        raise BadArgumentError(
+            f"inplace: {computed[0]!r} is computed from other parameters ({numbers.computed[computed[0]]}), and would "
+            "have to become a plain one; rewrite a copy, with inplace=False"
+        )
+    new = inner
+    if not inplace:
+        new, notes = copied(inner)
+        if inner is not model:
+            notes.append("the model was compiled, and the copy is not; call torch.compile on it")
+        modules = dict(_walk(new))
+        for path in computed:
+            owner, _, name = path.rpartition(".")
+            _make_plain(modules[owner], name)
+            notes.append(f"{path!r} was computed by {numbers.computed[path]}, and is a plain parameter in the copy")
+    tensors = numbers.tensors if inplace else _of_module(new).tensors
+    _write(tensors, plan, numbers.same)
+    return Rewritten(model if inplace else new, (*notes, *precision_notes(plan.rounded)))
+
+
+def rewrite_program(
+    model: Path | ExportedProgram | fx.GraphModule, network: Network, rewriting: Rewriting, inplace: bool = False
+) -> Rewritten:
+    """Write new numbers into a copy of an exported program, or of the one in a file.
+
+    A file is loaded with ``torch.export.load``, which runs what it says: rewrite only files that you trust.
+
+    Raises
+    ------
+    BadArgumentError
+        See :func:`rewrite_module`; or ``inplace`` is asked of a file.
+    """
+    import torch
+
+    from qvis.adapters.torch.exported import _from_export, _from_graph, _is_export, _parts, _roles
+
+    program: Any = model
+    if isinstance(model, Path):
+        if inplace:
+            raise BadArgumentError(f"inplace: the file {str(model)!r} is never changed; save what is returned")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.load(model)
+    seen = _from_export(program) if _is_export(program) else _from_graph(cast("fx.GraphModule", program))
+    sources = {**seen.parameters, **seen.buffers}
+    roles = _roles(seen)
+    epsilons = _epsilons(program, network) if rewriting.norms else {}
+    numbers = _Numbers({path: source.get() for path, source in sources.items()}, epsilons)
+    for path, source in sources.items():
+        for part in _parts(seen, path, roles.get(source.key)):
+            numbers.layers.setdefault(part.name_in(path.rpartition(".")[0]), (path, part))
+    plan = _planned(numbers, network, rewriting)
+    if not inplace and not isinstance(model, Path):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = copy.deepcopy(model)
+    held = _from_export(program) if _is_export(program) else _from_graph(program)
+    tensors = {path: source.get() for path, source in {**held.parameters, **held.buffers}.items()}
+    _write(tensors, plan, numbers.same)
+    return Rewritten(program, tuple(precision_notes(plan.rounded)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What there is to write
+
+
+@dataclass
+class _Numbers:
+    """The tensors of a model, and what they are for."""
+
+    tensors: dict[str, Tensor]
+    """By path, such as ``conv.weight``."""
+    epsilons: dict[str, float]
+    """Of each normalization by running statistics."""
+    layers: dict[str, tuple[str, Part]] = field(default_factory=dict)
+    """The tensor that each layer is in, under each of its names."""
+    biases: dict[str, str] = field(default_factory=dict)
+    computed: dict[str, str] = field(default_factory=dict)
+    """How a tensor is computed that is made from others."""
+
+    def __post_init__(self) -> None:
+        groups: dict[Hashable, list[str]] = {}
+        for path, tensor in self.tensors.items():
+            groups.setdefault(identity(tensor), []).append(path)
+        self.same = {path: paths for paths in groups.values() for path in paths}
+        """All paths under which the model holds the very same numbers."""
+
+
+@dataclass
+class _Plan:
+    """What is to be written."""
+
+    values: dict[str, Tensor] = field(default_factory=dict)
+    rounded: dict[str, list[str]] = field(default_factory=dict)
+    """By type, what it cannot hold exactly."""
+
+
+def _of_module(model: nn.Module) -> _Numbers:
+    import torch
+
+    from qvis.adapters.torch import _parts, _sources, _walk
+
+    tensors: dict[str, Tensor] = {}
+    epsilons: dict[str, float] = {}
+    layers: dict[str, tuple[str, Part]] = {}
+    biases: dict[str, str] = {}
+    computed: dict[str, str] = {}
+    with torch.no_grad():
+        for path, module in _walk(model):
+            sources = dict(_sources(module))
+            for holder in (module.__dict__, module._buffers, module._parameters):
+                held = {name: one for name, one in holder.items() if isinstance(one, torch.Tensor)}
+                tensors.update({_join(path, name): one for name, one in held.items()})
+            for name, source in sources.items():
+                if source.key == (id(module), name):
+                    how = source.notes[0].rpartition(" by ")[2] if source.notes else "the module"
+                    computed[_join(path, name)] = how
+                    tensors[_join(path, name)] = source.get()
+            for part in _parts(module, sources):
+                layers.setdefault(part.name_in(path), (_join(path, part.tensor), part))
+                if part.op in BIASED and part.tensor == "weight" and sources.get("bias") is not None:
+                    biases.setdefault(part.name_in(path), _join(path, "bias"))
+            epsilon = getattr(module, "eps", None)
+            if isinstance(epsilon, float) and isinstance(getattr(module, "running_mean", None), torch.Tensor):
+                epsilons[path or "(root)"] = epsilon
+    return _Numbers(tensors, epsilons, layers, biases, computed)
+
+
+def _epsilons(program: Any, network: Network) -> dict[str, float]:
+    """The epsilon of each normalization of a program, which is written in its graph alone."""
+    from qvis.adapters.torch.exported import graph
+
+    found = network.graph or graph(program)
+    return {name: norm.epsilon for name, norm in found.norms.items()}
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path and path != "(root)" else name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From names to tensors
+
+
+def _planned(numbers: _Numbers, network: Network, rewriting: Rewriting) -> _Plan:
+    """What each tensor is to become. Everything is checked here."""
+    plan = _Plan()
+    check_layers(network, "weights", rewriting.weights, _writable(numbers))
+    check_layers(network, "biases", rewriting.biases, numbers.biases)
+    for name, matrix in rewriting.weights.items():
+        path, part = numbers.layers[name]
+        _put(plan, numbers, "weights", name, path, matrix, part)
+    for name, bias in rewriting.biases.items():
+        _put(plan, numbers, "biases", name, numbers.biases[name], bias)
+    for name, norm in rewriting.norms.items():
+        if name not in numbers.epsilons or _join(name, "running_mean") not in numbers.tensors:
+            raise BadArgumentError(
+                f"norms: no module with running statistics is called {name!r}{suggest(name, numbers.epsilons)}"
+            )
+        paths = {key: _join(name, tensor) for key, tensor in _STATISTICS.items()}
+        has = {f"has_{key}": paths[key] in numbers.tensors for key in ("scale", "shift")}
+        for key, value in express(norm, numbers.epsilons[name], **has).items():
+            _put(plan, numbers, "norms", name, paths[key], value)
+    for name, pair in rewriting.affines.items():
+        owner = _owner(name, numbers)
+        for tensor, given in zip(("weight", "bias"), pair, strict=True):
+            if given is not None:
+                path = _join(owner, tensor)
+                if path not in numbers.tensors:
+                    what = "factor" if tensor == "weight" else "shift"
+                    raise BadArgumentError(f"affines: {name!r} has no {what} ({path!r}); give None for it")
+                _put(plan, numbers, "affines", name, path, given)
+    return plan
+
+
+def _writable(numbers: _Numbers) -> list[str]:
+    found = []
+    for name, (path, _) in numbers.layers.items():
+        tensor = numbers.tensors.get(path)
+        packed = numbers.computed.get(path) == "the module"
+        if tensor is not None and not packed and _stored_type(tensor) is None:
+            found.append(name)
+    return found
+
+
+def _owner(node: str, numbers: _Numbers) -> str:
+    """The module that a normalization's node in the graph belongs to."""
+    name = node.partition("@")[0]
+    for owner in (name, name.rpartition("/")[0] if "/" in name else ""):
+        if owner and (_join(owner, "weight") in numbers.tensors or _join(owner, "bias") in numbers.tensors):
+            return owner
+    raise BadArgumentError(
+        f"affines: {node!r} is no module with parameters of the names 'weight' and 'bias', where its factor and shift "
+        "would be written; leave it out"
+    )
+
+
+def _put(
+    plan: _Plan,
+    numbers: _Numbers,
+    argument: str,
+    name: str,
+    path: str,
+    given: FloatArray,
+    part: Part | None = None,
+) -> None:
+    """Plan new numbers for a tensor, or for one matrix in it."""
+    import torch
+
+    path = next((one for one in numbers.same.get(path, ()) if one in plan.values), path)
+    before = plan.values.get(path, numbers.tensors[path]).detach()
+    places = None
+    if part is not None and part.view is not rows:
+        # the view says where each number of the matrix lies in the tensor
+        places = part.view(torch.arange(before.numel()).reshape(before.shape))
+    elif part is not None:
+        places = rows(torch.empty(before.shape, device="meta"))
+    if part is None and np.ndim(given) == 1 and np.size(given) == before.numel():
+        given = np.reshape(given, tuple(before.shape))
+    given = fitted(argument, name, given, tuple(before.shape if places is None else places.shape))
+    wanted = torch.from_numpy(np.array(given, dtype=np.float64 if given.dtype == np.float64 else np.float32))
+    new = wanted.to(before.dtype)
+    kind = str(before.dtype).removeprefix("torch.")
+    kept = check_stored(argument, name, wanted.numpy(), new.to(wanted.dtype).numpy(), kind)
+    if not kept and before.dtype.itemsize < 4:
+        plan.rounded.setdefault(kind, []).append(name)
+    if places is None or places.is_meta:
+        plan.values[path] = new.reshape(before.shape)
+        return
+    flat = before.cpu().reshape(-1).clone()
+    flat[places.reshape(-1)] = new.reshape(-1)
+    plan.values[path] = flat.reshape(before.shape)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def _write(tensors: Mapping[str, Tensor], plan: _Plan, same: Mapping[str, list[str]]) -> None:
+    import torch
+
+    for path, value in plan.values.items():
+        targets = {id(one): one for name in (path, *same[path]) for one in [tensors.get(name)]}
+        for target in (one for one in targets.values() if one is not None):
+            spread = any(step == 0 and size > 1 for step, size in zip(target.stride(), target.shape, strict=True))
+            if spread:  # several numbers in one place of the memory
+                target.data = value.to(target.device)
+                continue
+            with torch.no_grad(), torch.inference_mode() if target.is_inference() else nullcontext():
+                target.copy_(value)
+
+
+def _make_plain(module: nn.Module, name: str) -> None:
+    """Turn a tensor that a module computes into one that it holds. The class of the original is left alone."""
+    import torch
+
+    from qvis.adapters.torch import _parametrizations, _sources
+
+    with torch.no_grad():
+        tensor = dict(_sources(module))[name].get().detach().clone()
+    steps = _parametrizations(module).get(name)
+    if steps is not None:
+        learned = list(steps.parameters())
+        del module._modules["parametrizations"]._modules[name]  # type: ignore[union-attr]
+        cls = type(module)
+        if _parametrizations(module):
+            left = (name, "__dict__", "__weakref__")
+            members = {key: value for key, value in cls.__dict__.items() if key not in left}
+            object.__setattr__(module, "__class__", type(cls.__name__, cls.__bases__, members))
+        else:
+            del module._modules["parametrizations"]
+            object.__setattr__(module, "__class__", cls.__bases__[0])
+    else:
+        hooks = [one for one in module._forward_pre_hooks.values() if _hook_name(one) == name]
+        for held in (module._forward_pre_hooks, module._state_dict_hooks, module._load_state_dict_pre_hooks):
+            for key in [key for key, one in held.items() if any(one is hook or _inner(one) is hook for hook in hooks)]:
+                del held[key]
+        learned = []
+        for suffix in ("_g", "_v", "_orig", "_u", "_mask"):
+            parameter = module._parameters.pop(name + suffix, None)
+            learned += [] if parameter is None else [parameter]
+            module._buffers.pop(name + suffix, None)
+        module.__dict__.pop(name, None)
+    if learned:
+        module._parameters[name] = torch.nn.Parameter(tensor, any(one.requires_grad for one in learned))
+    else:
+        module._buffers[name] = tensor
+
+
+def _hook_name(hook: Any) -> str | None:
+    found = getattr(hook, "name", getattr(hook, "_tensor_name", None))
+    return found if isinstance(found, str) else None
+
+
+def _inner(hook: Any) -> Any:
+    """The pre-hook that a hook of a state dict belongs to."""
+    hook = getattr(hook, "hook", hook)
+    return getattr(hook, "fn", None)
