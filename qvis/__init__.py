@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from qvis.analysis import analyze
     from qvis.analysis.damage import Sensitivity
     from qvis.analysis.sensitivity import sensitivity
+    from qvis.equalization.equalize import equalize
+    from qvis.equalization.result import Equalization
     from qvis.errors import (
         BadArgumentError,
         NotRunnableError,
@@ -32,8 +34,10 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "Equalization": "qvis.equalization.result",
     "NotRunnableError": "qvis.errors",
     "analyze": "qvis.analysis",
+    "equalize": "qvis.equalization.equalize",
     "exclusions": "qvis.excluding",
     "sensitivity": "qvis.analysis.sensitivity",
     "BadArgumentError": "qvis.errors",
@@ -51,6 +55,7 @@ _HOMES = {
 
 __all__ = [
     "BadArgumentError",
+    "Equalization",
     "NotRunnableError",
     "OutputError",
     "QvisError",
@@ -61,6 +66,7 @@ __all__ = [
     "UnsupportedModelError",
     "__version__",
     "analyze",
+    "equalize",
     "exclusions",
     "sensitivity",
     "visualize_changes_after_optimization",

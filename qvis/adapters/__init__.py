@@ -28,7 +28,7 @@ from qvis.errors import (
     UnsupportedModelError,
     suggest,
 )
-from qvis.layers import Graph, Layer, Network
+from qvis.layers import FloatArray, Graph, Layer, Network
 from qvis.rewriting import Rewriting
 from qvis.running import Batch, Runner
 
@@ -195,6 +195,14 @@ def rewrite(model: object, network: Network, rewriting: Rewriting, *, inplace: b
             "give the model itself"
         )
     return cast(Rewritten, write(model, network, rewriting, inplace))
+
+
+def affines(model: object) -> Mapping[str, tuple[FloatArray | None, FloatArray | None]]:
+    """Factor and shift of the layer, RMS and group normalizations that :func:`rewrite` can write, by name."""
+    adapter, model = _adapter(model)
+    find_affines = getattr(adapter, "affines", lambda _: {})
+    found: Mapping[str, tuple[FloatArray | None, FloatArray | None]] = find_affines(model)
+    return found
 
 
 def save(model: object, path: str | PathLike[str], *, example: Batch | None = None, source: object = None) -> Path:

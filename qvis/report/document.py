@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qvis.analysis.comparison import Comparison, LayerChange
 from qvis.layers import Analysis, FloatArray, LayerAnalysis, Severity, decibels
+from qvis.report.equalization import summarize_equalization
 from qvis.report.sensitivity import summarize_exclusions, summarize_layer, summarize_sensitivity, tell_totals
 from qvis.version import __version__
 from qvis.words import count, is_are, percent, visible
+
+if TYPE_CHECKING:
+    from qvis.equalization.result import Equalization
 
 SCHEMA_VERSION = 1
 """Raised when a field changes its meaning or goes; new fields do not raise it."""
@@ -54,14 +58,18 @@ def summarize(analysis: Analysis, kind: str) -> Document:
     }
 
 
-def summarize_changes(comparison: Comparison) -> Document:
-    """Summarize what changed between two models; each layer carries ``before`` and ``after``."""
+def summarize_changes(comparison: Comparison, equalization: Equalization | None = None) -> Document:
+    """Summarize what changed between two models; each layer carries ``before`` and ``after``.
+
+    ``equalization`` is what turned the one into the other, if that was it.
+    """
     before, after = comparison.before, comparison.after
     ranks = {change.name: rank for rank, change in enumerate(comparison.ranked, 1)}
     return {
         **_head("changes_after_optimization", after),
         "model": {"before": _model(before), "after": _model(after)},
         "verdict": _verdict_on_changes(comparison),
+        "equalization": None if equalization is None else summarize_equalization(equalization),
         "layers": [{"rank": ranks[change.name], **_change(change)} for change in comparison.layers],
         "unmatched": [asdict(unmatched) for unmatched in comparison.unmatched],
         "skipped": [asdict(skipped) for skipped in after.skipped],

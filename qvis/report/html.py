@@ -23,8 +23,8 @@ from qvis.report.rows import find_overview, find_rows
 from qvis.words import count, visible
 
 STYLES = (
-    "page", "tools", "verdict", "overview", "heatmap", "table", "detail", "damage", "exclusions", "glossary",
-    "left_out", "help", "narrow", "print",
+    "page", "tools", "verdict", "overview", "heatmap", "table", "detail", "damage", "exclusions", "equalization",
+    "glossary", "left_out", "help", "narrow", "print",
 )
 SCRIPTS = (
     "page", "canvas", "damage", "distributions", "figures", "table", "overview", "heatmap", "detail", "exclusions",

@@ -168,7 +168,7 @@ def _entering(result: LayerSensitivity, analysis: Analysis) -> Document | None:
 def _weight_grids(result: LayerSensitivity, analysis: Analysis) -> Document:
     histogram = result.weight_histogram
     found = candidates(histogram, analysis.bits, 1 if result.importance.size else 0, symmetric=True)
-    return {**_histogram(histogram), "grids": [_candidate(one) for one in found]}
+    return {**_histogram(histogram), "grids": [_candidate(one, symmetric=True) for one in found]}
 
 
 def _histogram(histogram: Histogram) -> Document:
@@ -180,8 +180,9 @@ def _histogram(histogram: Histogram) -> Document:
     }
 
 
-def _candidate(one: Candidate) -> Document:
+def _candidate(one: Candidate, *, symmetric: bool = False) -> Document:
     low, high = one.grid.ends
+    high = -low if symmetric else high  # the last point of such a grid stays unused
     return {
         "method": one.method,
         "step": significant(one.grid.step, 6),
