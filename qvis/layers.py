@@ -273,10 +273,11 @@ class RoundingNoise:
 
 
 def decibels(signal: float, noise: float) -> float:
-    """10 log10(signal / noise): inf without noise, NaN without signal."""
-    if not signal > 0:
-        return float("nan")
-    return 10 * log10(signal / noise) if noise > 0 else inf
+    """10 log10(signal / noise): inf without noise, NaN without signal or where either is unknown."""
+    if not signal > 0 or noise != noise:
+        return nan
+    ratio = signal / noise if noise > 0 else inf
+    return 10 * log10(ratio) if ratio > 0 else -inf
 
 
 class Severity(str, Enum):
@@ -432,7 +433,7 @@ class Analysis:
 
     @cached_property
     def ranked(self) -> tuple[LayerAnalysis, ...]:
-        """The layers, worst first: by severity, then by the damage or, where it is not known, by the noise."""
+        """The layers, worst first: by severity, then by the larger damage or, where none is known, the noise."""
         order = sorted(
             range(len(self.layers)),
             key=lambda i: (-self.layers[i].severity.rank, -np.nan_to_num(self.badness(self.layers[i]), nan=inf), i),
@@ -440,16 +441,16 @@ class Analysis:
         return tuple(self.layers[i] for i in order)
 
     def badness(self, layer: LayerAnalysis) -> float:
-        """What layers of one severity are ranked by: the damage to the output where it is known, or the noise share."""
+        """What layers of one severity are ranked by: the larger damage, of weights or inputs, where it is known, or the noise share."""
         if layer.sensitivity is None or self.sensitivity is None:
             return layer.noise_share
-        return self.damage(layer)
+        return float(np.fmax(self.damage(layer), self.damage(layer, "inputs")))
 
-    def damage(self, layer: LayerAnalysis) -> float:
-        """What rounding the weights of a layer does to the output, at the width and on the grid that are judged."""
+    def damage(self, layer: LayerAnalysis, what: str = "weights") -> float:
+        """What rounding a layer's weights, or its inputs, does to the output, at the width and on the grid judged."""
         if layer.sensitivity is None or self.sensitivity is None:
             return nan
-        return layer.sensitivity.damage(self.bits, self.sensitivity.granularities[0]).value
+        return layer.sensitivity.damage(self.bits, self.sensitivity.granularities[0], what).value
 
     @property
     def problematic_layers(self) -> tuple[LayerAnalysis, ...]:

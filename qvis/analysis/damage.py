@@ -115,7 +115,7 @@ class Sensitivity:
     bits: tuple[int, ...]
     granularities: tuple[str, ...]
     evidence: str
-    """``measured on 32 samples``, ``predicted from 32 samples``, or ``predicted from made-up inputs``."""
+    """``predicted from 32 samples`` or ``measured on 32 samples``, or the same of ``made-up inputs``."""
     samples: int
     passes: int
     """Backward passes; 0 where nothing could be differentiated."""
@@ -142,6 +142,16 @@ class Sensitivity:
     def by_name(self) -> dict[str, LayerSensitivity]:
         """Each layer by its name."""
         return {layer.name: layer for layer in self.layers}
+
+    @property
+    def measured(self) -> str:
+        """What a figure rests on that was measured: ``measured on 32 samples``."""
+        return self.evidence.replace("predicted from", "measured on")
+
+    @property
+    def what(self) -> str:
+        """What damages are of: ``output`` or ``loss``."""
+        return "loss" if self.loss else "output"
 
     def damage(self, bits: int = 8, granularity: str = "tensor", what: str = "weights") -> dict[str, float]:
         """The damage of each layer, by name: measured where it was, else predicted.

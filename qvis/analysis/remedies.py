@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from qvis.analysis.calibration import best, candidates
 from qvis.analysis.damage import LayerSensitivity, Sensitivity
 from qvis.layers import Analysis, Graph, LayerAnalysis, Node, Remedy, Severity, Thresholds, decibels
 from qvis.words import listed, listed_names, percent
 
-HOMOGENEOUS = {"relu", "leaky_relu", "prelu", "identity", "dropout", "max_pool", "avg_pool", "batch_norm"}
-"""Operations that a positive factor for each channel passes through; a batch_norm when it is folded."""
+HOMOGENEOUS = {"relu", "leaky_relu", "prelu", "identity", "dropout", "max_pool", "avg_pool"}
+"""Operations that a positive factor for each channel passes through."""
 APPLYING = {"conv", "conv_transpose", "linear"}
 WIDTHS = (4, 8, 16)
 """Widths that devices compute with."""
@@ -23,7 +23,7 @@ def find_remedies(layer: LayerAnalysis, analysis: Analysis) -> tuple[Remedy, ...
     """
     if layer.severity not in (Severity.WATCH, Severity.PROBLEM):
         return ()
-    free = [*_of_grid(layer, analysis), *_of_inputs(layer, analysis), *_of_neighbours(layer, analysis.graph)]
+    free = [*_of_grid(layer, analysis), *_of_inputs(layer, analysis), *_of_neighbours(layer, analysis)]
     # what costs nothing first, but for what is known not to be enough
     free.sort(key=lambda remedy: hurts(remedy.damage, analysis.thresholds))
     return (*free, *_of_bits(layer, analysis), *_of_dead(layer), *_of_float(layer, analysis))
@@ -37,9 +37,11 @@ def _of_grid(layer: LayerAnalysis, analysis: Analysis) -> Iterator[Remedy]:
             text = f"A grid per channel: a quarter of the channels would keep {left:.1f} dB or less."
             yield Remedy("per_channel", text)
         return
+    if known[0].granularities[0] != "tensor":
+        return
     own, shared = (known[1].damage(analysis.bits, one).value for one in ("channel", "tensor"))
-    if own < shared / 2:
-        yield Remedy("per_channel", f"A grid per channel for its weights: {_left(own)}.", own)
+    if hurts(shared, analysis.thresholds) and own < shared / 2:
+        yield Remedy("per_channel", f"A grid per channel for its weights leaves {_left(own)}.", own)
 
 
 def _of_inputs(layer: LayerAnalysis, analysis: Analysis) -> Iterator[Remedy]:
@@ -54,8 +56,8 @@ def _of_inputs(layer: LayerAnalysis, analysis: Analysis) -> Iterator[Remedy]:
     chosen = best(candidates(result.entering.histogram, analysis.bits, sensitivity.differentiated))  # type: ignore[union-attr]
     if chosen is not None and chosen.damage < damage / 2:
         low, high = chosen.grid.ends
-        text = f"Clip what enters to {low:.3g} to {high:.3g} ({chosen.method} calibration): {_left(chosen.damage)}."
-        yield Remedy("clip", text, chosen.damage)
+        clip = f"Clipping what enters to {low:.3g} to {high:.3g} ({chosen.method} calibration)"
+        yield Remedy("clip", f"{clip} leaves {_left(chosen.damage)}.", chosen.damage)
 
 
 def _of_bits(layer: LayerAnalysis, analysis: Analysis) -> Iterator[Remedy]:
@@ -71,11 +73,12 @@ def _of_bits(layer: LayerAnalysis, analysis: Analysis) -> Iterator[Remedy]:
         enough = (width for width, left in by_width.items() if not hurts(left, analysis.thresholds))
         bits = next(enough, max(by_width, default=0))
         if bits:
-            yield Remedy("more_bits", f"{bits} bits for its {words}: {_left(by_width[bits])}.", by_width[bits])
+            yield Remedy("more_bits", f"{bits} bits for its {words} leave {_left(by_width[bits])}.", by_width[bits])
 
 
-def _of_neighbours(layer: LayerAnalysis, graph: Graph | None) -> Iterator[Remedy]:
-    others = [] if graph is None else neighbours(graph, layer.name)
+def _of_neighbours(layer: LayerAnalysis, analysis: Analysis) -> Iterator[Remedy]:
+    folded = frozenset(norm for one in analysis.layers for norm in one.norms)
+    others = [] if analysis.graph is None else neighbours(analysis.graph, layer.name, folded)
     if others:
         names = listed_names([repr(name) for name in others])
         yield Remedy("equalize", f"Equalize it with {names}: scaling their shared channels changes no output.")
@@ -84,7 +87,8 @@ def _of_neighbours(layer: LayerAnalysis, graph: Graph | None) -> Iterator[Remedy
 def _of_dead(layer: LayerAnalysis) -> Iterator[Remedy]:
     dead = layer.flags.get("dead")
     if dead is not None and dead.size:
-        yield Remedy("prune", f"Prune {listed(dead)}: {'it does' if dead.size == 1 else 'they do'} nothing.")
+        whose = "its" if dead.size == 1 else "their"
+        yield Remedy("prune", f"Prune {listed(dead)}: {whose} weights are zero, or as good as zero.")
 
 
 def _of_float(layer: LayerAnalysis, analysis: Analysis) -> Iterator[Remedy]:
@@ -114,36 +118,41 @@ def hurts(damage: float, thresholds: Thresholds) -> bool:
 
 
 def _left(damage: float) -> str:
-    return f"{percent(damage)} of the output's power ({decibels(1.0, damage):.1f} dB) would be left of the damage"
+    return f"a damage of {percent(damage)} ({decibels(1.0, damage):.1f} dB)"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def neighbours(graph: Graph, layer: str) -> list[str]:
+def neighbours(graph: Graph, layer: str, folded: Collection[str] = ()) -> list[str]:
     """The layers that the channels of a layer could be equalized with (Nagel et al., arXiv 1906.04721, section 4.1).
 
-    Between the two, every operation hands a positive factor on, and every result goes to one place only.
+    Between the two, every operation hands a positive factor on, and every result goes to one place only. A
+    normalization does where it is one of those ``folded`` into weights.
     """
     calls = graph.calls.get(layer, ())
     if len(calls) != 1 or calls[0].op not in APPLYING:
         return []
-    return [one for one in (_before(graph, calls[0]), _after(graph, calls[0])) if one]
+    return [one for one in (_before(graph, calls[0], folded), _after(graph, calls[0], folded)) if one]
 
 
-def _after(graph: Graph, node: Node) -> str:
+def _after(graph: Graph, node: Node, folded: Collection[str]) -> str:
     users = graph.users[node.name]
-    while len(users) == 1 and users[0].op in HOMOGENEOUS:
+    while len(users) == 1 and _hands_on(users[0], folded):
         users = graph.users[users[0].name]
     return users[0].layer if len(users) == 1 and _applies_once(graph, users[0]) else ""
 
 
-def _before(graph: Graph, node: Node) -> str:
+def _before(graph: Graph, node: Node, folded: Collection[str]) -> str:
     source = graph.by_name[node.inputs[0]] if node.inputs else node
-    while source.op in HOMOGENEOUS and source.inputs and len(graph.users[source.name]) == 1:
+    while _hands_on(source, folded) and source.inputs and len(graph.users[source.name]) == 1:
         source = graph.by_name[source.inputs[0]]
     single = source is not node and len(graph.users[source.name]) == 1
     return source.layer if single and _applies_once(graph, source) else ""
+
+
+def _hands_on(node: Node, folded: Collection[str]) -> bool:
+    return node.op in HOMOGENEOUS or (node.op == "batch_norm" and node.name in folded)
 
 
 def _applies_once(graph: Graph, node: Node) -> bool:

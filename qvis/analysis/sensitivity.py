@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import nan
 from typing import Any
@@ -20,6 +20,7 @@ from qvis.errors import BadArgumentError
 from qvis.layers import Network, Skipped
 from qvis.noise import Estimate, WeightGrid
 from qvis.running import Batch, Runner, Track, silently
+from qvis.words import count
 
 GRANULARITIES = ("tensor", "channel")
 MEASURE = ("none", "top", "all")
@@ -138,9 +139,9 @@ def examine(
     track: Track = silently,
 ) -> tuple[Ready, Sensitivity]:
     """What :func:`sensitivity` does, with the layers as they were judged."""
-    widths = tuple(dict.fromkeys(checked_bits(one) for one in ([bits] if isinstance(bits, int) else bits)))
-    granularities = tuple(dict.fromkeys([granularity] if isinstance(granularity, str) else granularity))
-    _check(widths, granularities, measure, probes)
+    widths = tuple(dict.fromkeys(checked_bits(one) for one in _several(bits)))
+    granularities = tuple(dict.fromkeys(_several(granularity)))
+    _check(widths, granularities, measure, samples=samples, probes=probes, seed=seed)
     notes: list[str] = []
     batches: Sequence[Batch] = ()
     if inputs is not None:
@@ -154,7 +155,7 @@ def examine(
     example = example_batch(example_inputs) if example_inputs is not None else split(batches[0], 2)[0]
     ready = prepare(model, example=example, fold=fold, name=name)
     runner = adapters.runner(model, ready.network, loss)
-    source = f"{sum(batch.size for batch in batches)} samples"
+    source = count(sum(batch.size for batch in batches), "sample")
     if not batches:
         batches, how = imitated(runner, example, samples, seed)
         source = "made-up inputs"
@@ -180,7 +181,14 @@ def examine(
     return ready, result
 
 
-def _check(widths: Sequence[int], granularities: Sequence[str], measure: str, probes: int) -> None:
+def _several(given: Any) -> list[Any]:
+    """What was given as one or as several."""
+    return list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+
+
+def _check(
+    widths: Sequence[int], granularities: Sequence[str], measure: str, *, samples: int, probes: int, seed: int
+) -> None:
     if not widths:
         raise BadArgumentError("bits: got none, expected at least one width such as 8")
     for one in granularities or ("",):
@@ -188,8 +196,9 @@ def _check(widths: Sequence[int], granularities: Sequence[str], measure: str, pr
             raise BadArgumentError(f"granularity: got {one!r}, expected some of {', '.join(map(repr, GRANULARITIES))}")
     if measure not in MEASURE:
         raise BadArgumentError(f"measure: got {measure!r}, expected one of {', '.join(map(repr, MEASURE))}")
-    if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
-        raise BadArgumentError(f"probes: got {probes!r}, expected a whole number of 1 or more")
+    for name, number, least in (("samples", samples, 1), ("probes", probes, 1), ("seed", seed, 0)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise BadArgumentError(f"{name}: got {number!r}, expected a whole number of {least} or more")
 
 
 def imitated(runner: Runner, example: Batch, samples: int, seed: int) -> tuple[list[Batch], str]:
@@ -225,8 +234,8 @@ def study_layers(
         raise BadArgumentError(f"model: none of its {len(network.layers)} layers can be run on other weights")
     study.calibrate()
     outcome = study.differentiate(passes, seed) if runner.differentiable else Outcome()
-    if not runner.differentiable and measure == "none":
-        measure = "all"
+    if not runner.differentiable:
+        measure = "all"  # nothing is predicted that could tell which to measure
     layers = _measure(study, _predict(study, outcome), measure)
     together = _measure_together(study, seed)
     served = set(runner.layers)

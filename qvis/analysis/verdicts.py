@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from qvis.analysis.damage import Damage, LayerSensitivity, Sensitivity
 from qvis.analysis.remedies import find_remedies
+from qvis.errors import BadArgumentError
 from qvis.layers import Analysis, LayerAnalysis, Reason, Severity, Thresholds, decibels
 from qvis.words import percent
 
@@ -19,6 +20,7 @@ def judge(analysis: Analysis, sensitivity: Sensitivity | None) -> Analysis:
     A layer whose damage is known is judged by it: what the weights alone suggest then only explains.
     """
     if sensitivity is not None:
+        _check(analysis, sensitivity)
         layers = tuple(
             _judged(layer, analysis, sensitivity, sensitivity.by_name[layer.name])
             if layer.name in sensitivity.by_name
@@ -29,6 +31,19 @@ def judge(analysis: Analysis, sensitivity: Sensitivity | None) -> Analysis:
     return replace(
         analysis, layers=tuple(replace(layer, remedies=find_remedies(layer, analysis)) for layer in analysis.layers)
     )
+
+
+def _check(analysis: Analysis, sensitivity: Sensitivity) -> None:
+    """Refuse what was found for another model, or at other widths."""
+    if analysis.bits not in sensitivity.bits:
+        looked_at = ", ".join(map(str, sensitivity.bits))
+        raise BadArgumentError(
+            f"sensitivity: it was found at {looked_at} bits, not at {analysis.bits}; find it with bits={analysis.bits}"
+        )
+    if not any(layer.name in sensitivity.by_name for layer in analysis.layers):
+        raise BadArgumentError(
+            f"sensitivity: none of its layers is one of {analysis.name}'s; it was found for {sensitivity.name}"
+        )
 
 
 def _judged(layer: LayerAnalysis, analysis: Analysis, known: Sensitivity, result: LayerSensitivity) -> LayerAnalysis:
@@ -51,14 +66,14 @@ def _of_weights(
     damage: Damage, result: LayerSensitivity, known: Sensitivity, bits: int, thresholds: Thresholds
 ) -> Reason:
     grid = "one grid for the tensor" if known.granularities[0] == "tensor" else "a grid per channel"
-    text = f"Rounding its weights to int{bits} on {grid} {_changes(damage.value, known)}"
+    text = f"Rounding its weights to int{bits} on {grid} {_changes(damage, known)}"
     if known.granularities == ("tensor", "channel"):
         other = result.damage(bits, "channel").value
-        text += f"; a grid per channel would make that {percent(other)} ({decibels(1.0, other):.1f} dB)"
+        text += f"; with a grid per channel {percent(other)} ({decibels(1.0, other):.1f} dB)"
     local = result.output_sqnr.get(known.granularities[0])
     own = "" if local is None else f" Its own output keeps {local:.1f} dB."
     severity = grade(damage.value, thresholds)
-    return Reason("damage", f"{text}{_how_sure(damage)}.{own}", severity, (), _evidence(damage, known))
+    return Reason("damage", f"{text}.{own}", severity, (), _evidence(damage, known))
 
 
 def _of_inputs(
@@ -67,7 +82,7 @@ def _of_inputs(
     assert result.entering is not None
     histogram = result.entering.histogram
     ends = f"{histogram.low:.3g} to {histogram.high:.3g}"
-    text = f"Rounding what enters it ({ends}) to {bits} bits {_changes(damage.value, known)}{_how_sure(damage)}."
+    text = f"Rounding what enters it ({ends}) to {bits} bits {_changes(damage, known)}."
     return Reason("inputs", text, grade(damage.value, thresholds), (), _evidence(damage, known))
 
 
@@ -79,17 +94,14 @@ def grade(damage: float, thresholds: Thresholds) -> Severity:
     return Severity.WATCH if kept < thresholds.watch_db else Severity.OK
 
 
-def _changes(damage: float, known: Sensitivity) -> str:
-    what = "the loss by" if known.loss else "the output by"
-    return f"changes {what} {percent(damage)} of its power ({decibels(1.0, damage):.1f} dB)"
-
-
-def _how_sure(damage: Damage) -> str:
-    return {"low": ", give or take much", "fair": ", within a factor of 2.5 or so"}.get(damage.confidence, "")
+def _changes(damage: Damage, known: Sensitivity) -> str:
+    kept = f"{decibels(1.0, damage.value):.1f} dB"
+    sure = {"low": ", a rough guess", "fair": ", within 2.5 times"}.get(damage.confidence, "")
+    return f"changes the {known.what} by {percent(damage.value)} of its power ({kept}{sure})"
 
 
 def _evidence(damage: Damage, known: Sensitivity) -> str:
     """What this figure rests on, which may be better than what most do."""
-    if damage.measured == damage.measured and known.evidence.startswith("predicted"):
-        return f"measured on {known.samples} samples"
+    if damage.measured == damage.measured:
+        return known.measured
     return known.evidence

@@ -144,7 +144,7 @@ def check(
         for layer, why in failures:
             print(f"FAIL {visible(layer.name)}: {visible('; '.join(why))} ({analysis.evidence})")
         if whole:
-            print(f"FAIL all layers: {whole} ({analysis.evidence})")
+            print(f"FAIL all layers together: {whole}")
         print(_last_line(analysis, len(failures), bool(whole)))
     for path in paths:
         print(f"wrote {path}", file=sys.stderr)
@@ -178,7 +178,10 @@ def find_total_failure(analysis: Analysis, limit: float | None) -> str:
 
     known = analysis.sensitivity
     found = known.total_both[analysis.bits, known.granularities[0]].mean
-    return "" if found <= limit else f"together they change the output by {percent(found)}, above {percent(limit)}"
+    if found <= limit:
+        return ""
+    changed = f"rounding all weights and inputs changes the {known.what} by {percent(found)}"
+    return f"{changed}, above --max-total-damage {percent(limit)} ({known.measured})"
 
 
 def find_failures(
@@ -207,7 +210,8 @@ def find_failures(
             for what, words in (("weights", "its weights"), ("inputs", "what enters it")):
                 found = layer.sensitivity.damage(analysis.bits, what=what).value
                 if found > max_damage:
-                    why.append(f"rounding {words} changes the output by {percent(found)}, above {percent(max_damage)}")
+                    limit = f"above --max-damage {percent(max_damage)}"
+                    why.append(f"rounding {words} does a damage of {percent(found)}, {limit}")
         if why:
             failures.append((layer, why))
     return failures
@@ -235,9 +239,12 @@ def _last_line(analysis: Analysis, failing: int, whole: bool = False) -> str:
 
     total = count(len(analysis.layers), "layer")
     outcome = f"{failing} of {total} {'fails' if failing == 1 else 'fail'}" if failing else f"all {total} pass"
+    outcome += " one by one, but not together," if whole and not failing else ""
+    known = analysis.sensitivity
+    unrun = f"; {count(len(known.skipped), 'layer')} not run" if known is not None and known.skipped else ""
     unread = f"; {count(len(analysis.skipped), 'tensor')} not read" if analysis.skipped else ""
     judged = f"at int{analysis.bits} with one grid per tensor, {analysis.evidence}"
-    return f"{'FAILED' if failing or whole else 'ok'}: {visible(analysis.name)}: {outcome} {judged}{unread}"
+    return f"{'FAILED' if failing or whole else 'ok'}: {visible(analysis.name)}: {outcome} {judged}{unrun}{unread}"
 
 
 def _summary(

@@ -111,10 +111,12 @@ def sensitivity(
     paths = [str(path) for path in report.paths.values()]
     if as_json:
         print(report.to_json())
-        print(*(f"wrote {path}" for path in paths), sep="\n", file=sys.stderr)
+        for path in paths:
+            print(f"wrote {path}", file=sys.stderr)
     else:
         print_table(document, all_rows)
-        print(*["", *paths] if paths else [], sep="\n")
+        if paths:
+            print("", *paths, sep="\n")
     if exclude_for is not None:
         print_exclusion(analysis, exclude_for.value)
     if open_page:

@@ -67,7 +67,7 @@ class Flow:
 
     def _result(self, node: Node, given: list[Channels]) -> Channels:
         if node.op == "input":
-            return self._fixed(node, "an input of the model stands before it")
+            return self._fixed(node, "it is tied to an input of the model")
         if node.op == "output":
             return self._stop(node, given, "its output is an output of the model")
         if node.op in LAYERS and node.layer:
@@ -75,7 +75,7 @@ class Flow:
         if node.op in NORMS:
             return self._norm(node, given)
         if not given:
-            return self._fixed(node, f"{node.op} {node.name!r} stands before it")
+            return self._fixed(node, f"it is tied to the result of {node.op} {node.name!r}")
         rules = {
             **dict.fromkeys(_ELEMENTWISE, self._elementwise),
             **dict.fromkeys((*_POOLS, "resize", "pad"), self._local),
@@ -104,7 +104,7 @@ class Flow:
         """What goes in cannot be scaled, nor what comes out."""
         for one in given:
             self.variables.fix(one.ids, reason or f"{node.op} {node.name!r} follows it")
-        return self._fixed(node, reason or f"{node.op} {node.name!r} stands before it")
+        return self._fixed(node, reason or f"it is tied to the result of {node.op} {node.name!r}")
 
     def _tie_along(self, ids: IntArray, axis: int) -> IntArray:
         """Make the variables along an axis equal, so that it does not matter what an operation does there."""
@@ -166,7 +166,7 @@ class Flow:
         if axis is None or len(given) > 1:
             return f"it is not known what {node.name!r} sums over"
         rows = node.shape[axis] if node.shape else len(layer.weight)
-        source = given[0] if given else Channels(self.variables.new(1, f"{node.name!r} takes a constant"))
+        source = given[0] if given else Channels(self.variables.new(1, "it is tied to a constant"))
         columns = self._vector(source, axis if node.op != "linear" else -1)
         count = _input_count(layer, node, source, rows)
         if columns is None or count is None or len(columns) not in (1, count):

@@ -231,29 +231,31 @@ def _together(analysis: Analysis) -> str:
     total = known.total_both[analysis.bits, known.granularities[0]].mean
     kept = decibels(1.0, total)
     limit = analysis.thresholds.problem_db
-    return f"all layers together leave {kept:.1f} dB of the output" if kept < limit else ""
+    return f"all layers together, measured, leave {kept:.1f} dB of the {known.what}" if kept < limit else ""
 
 
 def _details(analysis: Analysis) -> list[str]:
     folding = _folding(analysis)
     shown = [folding["text"]] if folding["text"] else []
-    if analysis.sensitivity is not None:
-        return [*_details_of_damage(analysis), *tell_totals(analysis.sensitivity, analysis.bits), *shown]
+    known = analysis.sensitivity
+    if known is not None:
+        return [*_details_of_damage(analysis), *tell_totals(known, analysis.bits, analysis.thresholds), *shown]
     return [*_details_of_weights(analysis), *shown]
 
 
 def _details_of_damage(analysis: Analysis) -> list[str]:
     known = [layer for layer in analysis.ranked if layer.sensitivity is not None]
-    worst = max(known, key=analysis.damage, default=None)
+    worst = max(known, key=analysis.badness, default=None)
     if worst is None or analysis.sensitivity is None:
         return []
-    damage = analysis.damage(worst)
+    damage = analysis.badness(worst)
+    what = "the weights of" if damage == analysis.damage(worst) else "what enters"
     details = [
-        f"The most damaging layer, {visible(worst.name)}, changes the output by {percent(damage)} of its power"
-        f" ({decibels(1.0, damage):.1f} dB)."
+        f"Rounding {what} {visible(worst.name)} alone does the most damage: it changes the"
+        f" {analysis.sensitivity.what} by {percent(damage)} of its power ({decibels(1.0, damage):.1f} dB)."
     ]
     if worst.remedies and worst.severity in (Severity.PROBLEM, Severity.WATCH):
-        details.append(f"What helps it most: {worst.remedies[0].text}")
+        details.append(f"What helps it: {worst.remedies[0].text}")
     return details
 
 
@@ -327,7 +329,7 @@ def _verdict_on_changes(comparison: Comparison) -> Document:
         details.append("What rounding has cost shows in the outputs of the models, not in weights that lie on a grid.")
     for side, analysis in (("Before", comparison.before), ("After", comparison.after)):
         if analysis.sensitivity is not None:
-            details.append(f"{side}: {tell_totals(analysis.sensitivity, analysis.bits)[0]}")
+            details.append(f"{side}: {tell_totals(analysis.sensitivity, analysis.bits, analysis.thresholds)[0]}")
     if comparison.before.sensitivity is None or comparison.after.sensitivity is None:
         details.append("No data was run: whether the two models compute the same is not known from the weights alone.")
     return {"sentence": sentence, "text": plain(sentence), "details": details}

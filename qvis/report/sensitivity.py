@@ -10,8 +10,9 @@ import numpy as np
 from qvis.analysis.calibration import METHODS, Candidate, candidates, coarse
 from qvis.analysis.damage import Damage, Draws, LayerSensitivity, Sensitivity
 from qvis.excluding import TITLES, TOOLS, find_setting
-from qvis.layers import Analysis, FloatArray, LayerAnalysis, decibels
+from qvis.layers import Analysis, FloatArray, LayerAnalysis, Thresholds, decibels
 from qvis.noise import Histogram
+from qvis.words import count, is_are, listed_names, percent, visible
 
 BARS = 64
 """Of a histogram in a summary."""
@@ -194,33 +195,45 @@ def _candidate(one: Candidate, *, symmetric: bool = False) -> Document:
     }
 
 
-def tell_totals(known: Sensitivity, bits: int) -> list[str]:
+def tell_totals(known: Sensitivity, bits: int, thresholds: Thresholds) -> list[str]:
     """What rounding everything at once leaves of the output, in words."""
-    what = "the loss" if known.loss else "the output"
+    what = f"the {known.what}"
     first = known.granularities[0]
     grids = {"tensor": "one grid per tensor", "channel": "a grid per channel"}
     parts = [f"{_kept(known.total[bits, one])} with {grids[one]}" for one in known.granularities]
     lines = [
-        f"All weights rounded to int{bits} at once, measured: {what} keeps {' and '.join(parts)} (mean ± deviation"
-        " over draws of the rounding)."
+        f"All weights rounded to int{bits} at once, {known.measured}: {what} keeps {' and '.join(parts)} (mean ±"
+        " standard deviation over draws of the rounding)."
     ]
-    if known.total_inputs:
+    if any(layer.inputs for layer in known.layers):
         lines.append(
             f"What enters the layers rounded to {bits} bits, measured: {_kept(known.total_inputs[bits])};"
             f" with the weights as well {_kept(known.total_both[bits, first])}."
         )
+    problem, watch = thresholds.problem_db, thresholds.watch_db
     lines.append(
-        f"20 dB is 1 % of the power of {what} turned to noise: a layer that costs this much by itself is a problem, one"
-        " that keeps 30 dB (0.1 %) is fine, as long as not many of them add up."
+        f"A layer is a problem where rounding it alone changes {what} by more than {percent(10 ** (-problem / 10))} of"
+        f" its power ({problem:g} dB), and worth a look above {percent(10 ** (-watch / 10))} ({watch:g} dB)."
     )
     if known.passes:
-        saved = ", fewer than planned since the ranking had settled" if known.settled else ""
+        passes = "pass" if known.passes == 1 else "passes"
+        lines.append(f"Predicted by {known.passes} backward {passes}{_agree(known)}.")
+    if known.skipped:
         lines.append(
-            f"Predicted by {known.passes} backward passes{saved}; two halves of them rank the layers alike"
-            f" (Spearman {known.agreement:.2f}, for the whole)."
+            f"{count(len(known.skipped), 'layer')} {is_are(len(known.skipped))} judged by weights alone:"
+            f" {visible(listed_names([one.name for one in known.skipped]))} {known.skipped[0].reason}."
         )
     return [*lines, *known.notes]
 
 
+def _agree(known: Sensitivity) -> str:
+    """How well halves of the passes agree, in words."""
+    saved = ", fewer than planned since the ranking had settled" if known.settled else ""
+    if known.agreement != known.agreement or len(known.layers) < 3:
+        return saved
+    words = "alike" if known.agreement >= 0.9 else "mostly alike" if known.agreement >= 0.7 else "differently"
+    return f"{saved}; two halves of them rank the layers {words} (Spearman's {known.agreement:.2f} for the whole)"
+
+
 def _kept(found: Draws) -> str:
-    return f"{decibels(1.0, found.mean):.1f} ± {found.spread_db:.1f} dB"
+    return f"{decibels(1.0, found.mean):.1f} ± {found.spread_db:.1f} dB" if found.mean else "all"
