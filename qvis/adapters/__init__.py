@@ -200,9 +200,10 @@ def rewrite(model: object, network: Network, rewriting: Rewriting, *, inplace: b
 def affines(model: object) -> Mapping[str, tuple[FloatArray | None, FloatArray | None]]:
     """Factor and shift of the layer, RMS and group normalizations that :func:`rewrite` can write, by name."""
     adapter, model = _adapter(model)
-    find_affines = getattr(adapter, "affines", lambda _: {})
-    found: Mapping[str, tuple[FloatArray | None, FloatArray | None]] = find_affines(model)
-    return found
+    find_affines = getattr(adapter, "affines", None)
+    if find_affines is None:
+        return {}
+    return cast("Mapping[str, tuple[FloatArray | None, FloatArray | None]]", find_affines(model))
 
 
 def save(model: object, path: str | PathLike[str], *, example: Batch | None = None, source: object = None) -> Path:
