@@ -8,17 +8,19 @@ Cai et al., ZeroQ, arXiv 2001.00281, section 3.1).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch.overrides import TorchFunctionMode
 
+from qvis.adapters.torch.exchange import memory_of
+from qvis.errors import BadArgumentError
 from qvis.running import Batch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-STEPS = 20
-RATE = 0.1
+STEPS = 40
+"""Of L-BFGS, which costs about as many backward passes."""
 TOGETHER = 16
 """Samples in a batch: enough for a mean."""
 
@@ -33,16 +35,22 @@ class _Norms(TorchFunctionMode):
         """The length of the table that an input chooses from, by the memory of the input."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from torch.nn import functional
+
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").partition(".")[0]  # in a program it is followed by the overload's
-        if name == "_set_grad_enabled":
+        if name == "_set_grad_enabled" and not args[0]:
             return None
-        if name == "batch_norm" and not callable(args[0]):
-            given = dict(zip(("input", "running_mean", "running_var"), args, strict=False)) | kwargs
+        if name in ("batch_norm", "_native_batch_norm_legit_no_training"):
+            order: tuple[str, ...] = ("input", "running_mean", "running_var")
+            if func is not functional.batch_norm:
+                order = ("input", "weight", "bias", "running_mean", "running_var")
+            given = dict(zip(order, args, strict=False)) | kwargs
             if given.get("running_mean") is not None and given.get("running_var") is not None:
                 self.misfit.append(_misfit(given["input"], given["running_mean"], given["running_var"]))
-        if name == "embedding" and len(args) > 1:
-            self.tables[args[0].data_ptr()] = args[1].shape[0]
+        if name in ("embedding", "embedding_bag") and len(args) > 1:
+            rows, table = sorted(args[:2], key=lambda one: one.is_floating_point())  # ATen has the table first
+            self.tables[memory_of(rows)] = table.shape[0]
         return func(*args, **kwargs)
 
 
@@ -55,8 +63,40 @@ def _misfit(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     return off.clamp_max(100).mean()
 
 
+class Recipe(NamedTuple):
+    """What inputs are made by."""
+
+    call: Callable[[Batch, Any], Any]
+    """Runs the model on a batch, seen by a mode."""
+    example: Batch
+    device: Any
+    generator: Any
+    tables: Mapping[int, int]
+    """The length of the table that an integer input chooses from, by its place among the inputs."""
+
+    def plain(self, size: int) -> Batch:
+        """Noise in the shapes and types of the example."""
+        made = iter([self._noise(x, size, index) for index, x in enumerate(_leaves(self.example))])
+        return _mapped(self.example, lambda _: next(made), size)
+
+    def _noise(self, x: Any, size: int, index: int) -> Tensor:
+        """Noise for one input; numbers of rows where rows of a table are chosen, bytes of images, else ones."""
+        import torch
+
+        like = torch.as_tensor(x)
+        shape = (size, *like.shape[1:]) if like.shape[0] == self.example.size else like.shape
+        if like.is_floating_point():
+            made = torch.randn(shape, generator=self.generator)
+            return made.to(self.device, torch.float64 if like.dtype == torch.float64 else torch.float32)
+        ends = {torch.uint8: 256}.get(like.dtype)
+        ends = self.tables.get(index, ends)
+        if ends is None or like.dtype == torch.bool:
+            return torch.ones(shape, dtype=like.dtype, device=self.device)
+        return torch.randint(0, ends, shape, generator=self.generator).to(self.device, like.dtype)
+
+
 def imitate(
-    call: Callable[[Batch, Any], Any], example: Batch, samples: int, seed: int
+    call: Callable[[Batch, Any], Any], example: Batch, samples: int, seed: int, device: Any
 ) -> tuple[list[Batch], str]:
     """Make up inputs of the shapes and types of ``example``.
 
@@ -70,6 +110,8 @@ def imitate(
         How many to make.
     seed
         Of the noise.
+    device
+        Where to make them.
 
     Returns
     -------
@@ -78,73 +120,76 @@ def imitate(
     """
     import torch
 
-    generator = torch.Generator().manual_seed(seed)
+    recipe = Recipe(call, example, device, torch.Generator().manual_seed(seed), {})
+    first = recipe.plain(example.size)
     seen = _Norms()
-    first_try = _mapped(example, lambda x: _plain(x, x.shape[:1], generator, {}))
-    call(first_try, seen)
-    places = {index: x.data_ptr() for index, x in enumerate(_leaves(first_try))}
-    tables = {index: seen.tables[place] for index, place in places.items() if place in seen.tables}
-    batches = []
-    for first in range(0, samples, TOGETHER):
-        size = min(TOGETHER, samples - first)
-        batches.append(_shaped(call, example, size, generator, tables, bool(seen.misfit)))
-    how = f"noise, shaped in {STEPS} steps to the statistics of {len(seen.misfit)} normalizations"
-    return batches, how if seen.misfit else "noise, since the model has no normalization that remembers its data"
+    call(first, seen)
+    places = {index: memory_of(x) for index, x in enumerate(_leaves(first))}
+    recipe = recipe._replace(tables={i: seen.tables[place] for i, place in places.items() if place in seen.tables})
+    together = min(TOGETHER, samples)
+    try:
+        call(recipe.plain(together), _Norms())
+    except BadArgumentError:
+        together = example.size  # some models take no other number
+    batches, shaped = [], bool(seen.misfit)
+    for start in range(0, samples, together):
+        batch = recipe.plain(min(together, samples - start))
+        shaped = shaped and _shape(batch, call)
+        batches.append(batch)
+    if shaped:
+        return batches, f"noise, shaped in up to {STEPS} steps to the statistics of {len(seen.misfit)} normalizations"
+    if seen.misfit:
+        return batches, "noise, since the model cannot be differentiated by its inputs"
+    return batches, "noise, since the model has no normalization that remembers its data"
 
 
-def _shaped(
-    call: Callable[[Batch, Any], Any],
-    example: Batch,
-    size: int,
-    generator: Any,
-    tables: Mapping[int, int],
-    has_norms: bool,
-) -> Batch:
+def _shape(batch: Batch, call: Callable[[Batch, Any], Any]) -> bool:
+    """Change the real inputs until each normalization sees what it expects. Whether that could be done."""
     import torch
 
-    made = [_plain(x, (size,), generator, tables, index) for index, x in enumerate(_leaves(example))]
-    iterator = iter(made)
-    batch = _mapped(example, lambda _: next(iterator), size)
-    real = [x for x in made if x.is_floating_point()]
-    if not (has_norms and real):
-        return batch
+    real = [x for x in _leaves(batch) if x.is_floating_point()]
+    if not real:
+        return False
+    kept = [x.clone() for x in real]
+    done = True
+
+    def improve() -> Tensor:
+        mode = _Norms()
+        call(batch, mode)
+        loss = torch.stack(mode.misfit).mean()
+        gradients = torch.autograd.grad(loss, real, allow_unused=True)
+        if all(gradient is None for gradient in gradients):
+            raise RuntimeError("the normalizations do not depend on the inputs")
+        for x, gradient in zip(real, gradients, strict=True):
+            x.grad = torch.zeros_like(x) if gradient is None else gradient
+        return loss.detach()
+
     with torch.enable_grad():
         for x in real:
             x.requires_grad_()
-        optimizer = torch.optim.Adam(real, lr=RATE)
-        for _ in range(STEPS):
-            mode = _Norms()
-            call(batch, mode)
-            if not mode.misfit:
-                break
-            loss = torch.stack(mode.misfit).mean()
-            for x, gradient in zip(real, torch.autograd.grad(loss, real, allow_unused=True), strict=True):
-                x.grad = torch.zeros_like(x) if gradient is None else gradient
-            optimizer.step()
-    for x in real:
-        x.grad = None
-        x.requires_grad_(False)
-    return batch
-
-
-def _plain(x: Any, leading: Any, generator: Any, tables: Mapping[int, int], index: int = -1) -> Tensor:
-    """Noise of the shape and type of ``x``; numbers of rows where rows of a table are chosen, else ones."""
-    import torch
-
-    like = torch.as_tensor(x)
-    shape = (*leading, *like.shape[1:])
-    if like.is_floating_point():
-        return torch.randn(shape, generator=generator)
-    if like.dtype == torch.bool:
-        return torch.ones(shape, dtype=like.dtype)
-    if index in tables:
-        return torch.randint(0, tables[index], shape, generator=generator).to(like.dtype)
-    return torch.ones(shape, dtype=like.dtype)
+        optimizer = torch.optim.LBFGS(real, max_iter=STEPS, history_size=20, line_search_fn="strong_wolfe")
+        try:
+            optimizer.step(improve)  # type: ignore[no-untyped-call]
+        except (BadArgumentError, RuntimeError):  # what is written in place, or made without derivatives
+            done = False
+    with torch.no_grad():
+        for x, before in zip(real, kept, strict=True):
+            x.grad = None
+            x.requires_grad_(False)
+            if not done or not x.isfinite().all():
+                x.copy_(before)
+    return done
 
 
 def _leaves(batch: Batch) -> list[Any]:
+    """The arrays or tensors in a batch, in order."""
     found: list[Any] = []
-    _mapped(batch, lambda x: (found.append(x), x)[1])  # type: ignore[func-returns-value]
+
+    def visit(x: Any) -> Any:
+        found.append(x)
+        return x
+
+    _mapped(batch, visit)
     return found
 
 
@@ -155,7 +200,8 @@ def _mapped(batch: Batch, change: Callable[[Any], Any], size: int | None = None)
         if isinstance(value, Mapping):
             return {name: visit(item) for name, item in value.items()}
         if isinstance(value, (list, tuple)):
-            return type(value)(visit(item) for item in value)
+            changed = [visit(item) for item in value]
+            return type(value)(*changed) if hasattr(value, "_fields") else type(value)(changed)
         return change(value) if hasattr(value, "shape") and len(value.shape) > 0 else value
 
     return Batch(visit(batch.args), visit(dict(batch.kwargs)), None, batch.size if size is None else size)

@@ -117,7 +117,7 @@ class TorchRunner:
                 self._call(batch, tap, constant=False)
 
         try:
-            return imitate(call, example, samples, seed)
+            return imitate(call, example, samples, seed, self._device)
         finally:
             self._norms = norms
 
@@ -295,6 +295,8 @@ class TorchRunner:
                 return value
             value = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
         kind = self._type if value.is_floating_point() else value.dtype
+        if not (constant or value.requires_grad):
+            return value.to(self._device, kind)
         # the model may write to what it is given
         return (value.detach() if constant else value).to(self._device, kind, copy=True)
 
