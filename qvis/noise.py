@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qvis.layers import FloatArray
+from qvis.layers import FloatArray, IntArray
 from qvis.running import Grid
 
 BINS = 2048
@@ -53,9 +53,17 @@ def round_weight(weight: FloatArray, grid: WeightGrid, stretch: float = 1.0) -> 
     The maximum is over the tensor or over each channel (Krishnamoorthi, arXiv 1806.08342, section 2.1, narrow range).
     Weights that are not finite stay as they are. ``stretch`` makes the step larger, for another draw of the rounding.
     """
+    return _round(weight, _step(weight, grid, stretch))
+
+
+def _step(weight: FloatArray, grid: WeightGrid, stretch: float = 1.0) -> FloatArray:
+    """The step of a grid: a number, or (channels, 1)."""
     size = np.abs(np.where(np.isfinite(weight), weight, 0))
     largest = size.max(axis=1, keepdims=True, initial=0) if grid.granularity == "channel" else size.max(initial=0)
-    step = np.asarray(stretch * largest / (2 ** (grid.bits - 1) - 1), dtype=weight.dtype)
+    return np.asarray(stretch * largest / (2 ** (grid.bits - 1) - 1), dtype=weight.dtype)
+
+
+def _round(weight: FloatArray, step: FloatArray) -> FloatArray:
     with np.errstate(divide="ignore", invalid="ignore"):
         rounded = np.rint(weight / step) * step
     result: FloatArray = np.where((step > 0) & np.isfinite(rounded), rounded, weight)
@@ -84,6 +92,8 @@ class WeightNoise:
     samples: list[int] = field(default_factory=list)
     """Of each pass, its samples."""
     _errors: FloatArray | None = None
+    _noise: FloatArray | None = None
+    _steps: list[FloatArray] = field(default_factory=list)
 
     def add(self, gradient: FloatArray, samples: int) -> None:
         """Take in the gradient (channels, elements) of one pass."""
@@ -91,20 +101,30 @@ class WeightNoise:
         self.importance.append(np.einsum("ij,ij->i", gradient, gradient, dtype=np.float64))
         if self.each is not None:
             self.each += np.square(gradient)
-        errors = self.errors()
-        along = errors.reshape(len(self.grids), -1) @ gradient.reshape(-1)
+        # of a table of embeddings only the rows that were looked up have a derivative
+        rows = slice(None) if self.keep else np.flatnonzero(gradient.any(axis=1))
+        along = np.tensordot(self.errors(rows), gradient[rows], axes=2)
         self.projected.append(np.square(along, dtype=np.float64))
         self.samples.append(samples)
 
-    def errors(self) -> FloatArray:
-        """The rounding errors, (grids, channels, elements)."""
+    def errors(self, rows: slice | IntArray = slice(None)) -> FloatArray:
+        """The rounding errors of all channels or some, (grids, channels, elements)."""
         if self._errors is not None:
-            return self._errors
-        errors = np.stack([round_weight(self.weight, grid) - self.weight for grid in self.grids])
+            return self._errors[:, rows]
+        self._steps = self._steps or [_step(self.weight, grid) for grid in self.grids]
+        weight = self.weight[rows]
+        rounded = [_round(weight, step[rows] if step.ndim else step) for step in self._steps]
+        errors = np.stack([one - weight for one in rounded])
         errors = np.nan_to_num(errors.astype(np.float32, copy=False), nan=0.0, posinf=0.0, neginf=0.0)
-        if self.keep:
+        if self.keep and len(weight) == len(self.weight):
             self._errors = errors
         return errors
+
+    def noise(self) -> FloatArray:
+        """The power of the rounding errors of each channel, (grids, channels)."""
+        if self._noise is None:
+            self._noise = np.square(self.errors(), dtype=np.float64).sum(axis=2)
+        return self._noise
 
     def by_channel(self) -> FloatArray:
         """The mean over samples of the sum of squared derivatives, (channels,)."""
@@ -116,7 +136,7 @@ class WeightNoise:
 
         To first order only small changes are known; what a channel does that is rounded to next to nothing is not.
         """
-        noise = np.square(self.errors(), dtype=np.float64).sum(axis=2)  # (grids, channels)
+        noise = self.noise()
         power = np.nan_to_num(np.square(self.weight, dtype=np.float64)).sum(axis=1)
         damage = noise * np.sum(self.importance, axis=0)
         lost = np.where(noise > COARSE * power, damage, 0).sum(axis=1)
@@ -125,7 +145,7 @@ class WeightNoise:
 
     def estimates(self) -> tuple[FloatArray, FloatArray]:
         """The diagonal and the projected estimate of each pass for one sample, both (passes, grids)."""
-        mean_square = np.square(self.errors(), dtype=np.float64).mean(axis=2)  # (grids, channels)
+        mean_square = self.noise() / max(1, self.weight.shape[1])
         samples = np.asarray(self.samples, dtype=np.float64)[:, None]
         return np.stack(self.importance) @ mean_square.T / samples, np.stack(self.projected) / samples
 

@@ -259,3 +259,18 @@ def test_values_that_are_looked_at_stand_for_all(size: int, most: int) -> None:
     taken = len(range(size)[part])
     assert taken <= most
     assert taken * weight == pytest.approx(size)
+
+
+@pytest.mark.parametrize("used", [(1, 4), ()])
+def test_rows_without_a_derivative_need_no_rounding(used: tuple[int, ...]) -> None:
+    random = np.random.default_rng(0)
+    weight = random.standard_normal((6, 5)).astype(np.float32)
+    gradient = np.zeros_like(weight)
+    gradient[list(used)] = random.standard_normal((len(used), 5))
+    both = [WeightNoise(weight, GRIDS, keep) for keep in (True, False)]
+    for noise in both:
+        noise.add(gradient, 1)
+    expected = [float(np.sum((round_weight(weight, grid) - weight) * gradient)) ** 2 for grid in GRIDS]
+    for noise in both:
+        np.testing.assert_allclose(noise.projected[0], expected, rtol=1e-4, atol=1e-12)
+        np.testing.assert_allclose(noise.estimates()[0], both[0].estimates()[0])

@@ -156,6 +156,11 @@ class Study:
         for batch in self.track(self.batches, "Calibrating"):
             outputs = self.runner.run(batch, watch=lambda passage, batch=batch: self._see(passage, batch))  # type: ignore[misc]
             powers.append([power(one) for one in outputs])
+        if len({len(one) for one in powers}) > 1:
+            raise BadArgumentError(
+                f"model: it returns {len(powers[0])} outputs for some inputs and another number for others; give a "
+                "module that returns the same for all"
+            )
         if not powers or not any(any(one) for one in powers):
             raise BadArgumentError("model: its outputs hold no real number other than zero, so that no noise shows")
         self.power = np.sum(powers, axis=0) / self.samples
@@ -321,9 +326,19 @@ class Study:
             name: replace(grid, step=grid.step * stretch.get(name, 1.0)) for name, grid in change.inputs.items()
         }
         outputs = self.runner.run(batch, weights=weights, grids=inputs)
+        _check_shapes(outputs, exact)
         moved = np.array([power(a.astype(np.float64) - b) for a, b in zip(outputs, exact, strict=True)])
         used = self.power > 0
         return float((moved[used] / self.power[used]).mean())
+
+
+def _check_shapes(outputs: Sequence[FloatArray], exact: Sequence[FloatArray]) -> None:
+    shapes, expected = ([one.shape for one in which] for which in (outputs, exact))
+    if shapes != expected:
+        raise BadArgumentError(
+            f"model: its outputs have the shapes {expected} and, with rounded numbers, {shapes}; they cannot be "
+            "compared; give a module that returns what comes before the choice"
+        )
 
 
 def power(values: FloatArray) -> float:
