@@ -73,6 +73,7 @@ class Equalization:
     skipped: list[Skipped]
     """What was not, and why."""
     verification: Verification
+    """How well the function is kept, and what it brought."""
     found: int
     """How many sites there are where channels can be scaled."""
     accepted: bool
@@ -80,7 +81,9 @@ class Equalization:
     method: str
     """``noise`` or ``square root``."""
     bits: int
+    """What it was equalized for."""
     granularity: str
+    """``tensor`` or ``channel``."""
     predicted: tuple[float, float]
     """Damage of all layers by the noise model, before and after."""
     before: Analysis = field(repr=False)

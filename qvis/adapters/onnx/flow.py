@@ -197,18 +197,19 @@ class _Flow:
     def _weighted(self, node: Any, use: Use) -> tuple[str, dict[str, Any]]:
         if use.data is None:
             return "embedding", {}
+        bias = len(node.input) > 2 and bool(node.input[2])
         if "Conv" in node.op_type:
             pads = any(_attribute(node, "pads", ())) or _attribute(node, "auto_pad", "").startswith("SAME")
             groups = _attribute(node, "group", 1)
             axis = -1 if node.op_type.startswith("Nhwc") else 1
             if "Transpose" in node.op_type:
-                return "conv_transpose", {"groups": groups, "channel_axis": axis}
-            return "conv", {"groups": groups, "padding": bool(pads), "channel_axis": axis}
+                return "conv_transpose", {"groups": groups, "channel_axis": axis, "bias": bias}
+            return "conv", {"groups": groups, "padding": bool(pads), "channel_axis": axis, "bias": bias}
         rank = self._rank(use.node)
         last = -1 if rank is None else rank - 1
         flat = "Gemm" in node.op_type or self._rank(node.input[use.slot]) == 2
         if use.slot == 1 and flat and node.op_type != "Einsum" and use.axis == -1:
-            return "linear", {"channel_axis": last}
+            return "linear", {"channel_axis": last, "bias": bias}
         return "matmul", {"channel_axis": last if use.slot == 1 else last - 1}
 
     def batch_norm(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:  # noqa: ARG002

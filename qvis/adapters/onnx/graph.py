@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -18,7 +19,7 @@ from qvis.adapters.onnx.passes import Scope, pass_on, scale_of_result
 from qvis.adapters.onnx.tensors import Place, tensor
 from qvis.adapters.values import Grid, Tensor, Value, dequantize, reshape
 from qvis.errors import BadArgumentError
-from qvis.layers import Layer, Skipped
+from qvis.layers import FloatArray, Layer, Skipped
 
 _NODES, _DEPTH = 1_000_000, 50
 """More than a model has that was not made to keep its reader busy: functions may call each other."""
@@ -45,6 +46,20 @@ _NOT_LEARNED = {
 """Inputs that are no parameters: states, statistics, scales and zero points."""
 _STORED_AS_INTEGERS = {"QLinearConv": (8,), "QGemm": (6,)}
 """Inputs that are parameters although they are integers: biases."""
+
+
+def _bias(node: Node, inputs: Sequence[Value | None]) -> Value | None:
+    """What a node adds to its output channels, where that is a constant."""
+    if node.op not in ("Conv", "ConvTranspose", "Gemm") or len(inputs) < 3:
+        return None
+    value = inputs[2]
+    scaled = node.op == "Gemm" and "beta" in node.attributes and node.attributes["beta"].f != 1
+    return value if value is not None and value.floating and not scaled else None
+
+
+def _vector(value: Value) -> FloatArray:
+    numbers: FloatArray = value.read().reshape(-1)
+    return numbers
 
 
 @dataclass
@@ -162,7 +177,7 @@ class Walk:
         rule = RULES.get(node.domain, {}).get(node.op)
         parts = list(rule(node, inputs)) if rule is not None else []
         for part in parts:
-            self._add(node, part)
+            self._add(node, part, _bias(node, inputs))
         known = {part.value.key for part in parts}
         if rule is not None and not any(part.value.floating for part in parts) and node.op != "Gather":
             self.locked |= {value.key for value in inputs if value is not None and not value.floating}
@@ -192,7 +207,7 @@ class Walk:
             found = None if found is None else replace(found, notes=(note,))
         return [inputs[0], found, *inputs[2:]]
 
-    def _add(self, node: Node, part: Part) -> None:
+    def _add(self, node: Node, part: Part, bias: Value | None) -> None:
         key = (part.value.key, part.label)
         if not part.value.floating or part.value.tensor.encoding is None or prod(part.value.shape) == 0:
             return
@@ -208,7 +223,8 @@ class Walk:
             self.taken[name] = key
         else:
             name = self._unique(wanted, key)
-        self.layers[key] = layer_of(name, node.op, part)
+        found = layer_of(name, node.op, part)
+        self.layers[key] = found if bias is None else replace(found, bias=partial(_vector, bias))
 
     def _unique(self, wanted: list[str], owner: Hashable) -> str:
         """The first of the names that nobody else has, or that the owner has already."""
