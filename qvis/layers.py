@@ -441,7 +441,7 @@ class Analysis:
         return tuple(self.layers[i] for i in order)
 
     def badness(self, layer: LayerAnalysis) -> float:
-        """What layers of one severity are ranked by: the larger damage where it is known, else the noise share."""
+        """What layers of one severity are ranked by: the larger damage, of weights or inputs, else the noise share."""
         if layer.sensitivity is None or self.sensitivity is None:
             return layer.noise_share
         return float(np.fmax(self.damage(layer), self.damage(layer, "inputs")))

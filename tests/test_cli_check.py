@@ -165,3 +165,75 @@ def test_a_name_cannot_break_the_line_or_steer_the_terminal(capsys: pytest.Captu
     assert main(["check", "net.py:named"]) == 1
     fail, _ = capsys.readouterr().out.splitlines()
     assert fail.startswith(r"FAIL a\n\x1b[2J: problem: ")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# With data
+
+
+@pytest.fixture
+def data(folder: Path) -> list[str]:
+    import numpy as np
+
+    (folder / "deep.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def make():\n    torch.manual_seed(0)\n    return nn.Sequential(*(nn.Linear(8, 8) for _ in range(3)))\n"
+    )
+    np.save(folder / "val.npy", np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32))
+    return ["check", "deep.py:make", "--data", "val.npy"]
+
+
+def test_with_data_layers_pass_by_their_damage(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for limit in ("0.1%", "0.001", "0.1 %", "1e-3"):
+        assert main([*data, "--max-damage", limit]) == 0
+        line = capsys.readouterr().out
+        assert line == "ok: Sequential: all 3 layers pass at int8 with one grid per tensor, predicted from 8 samples\n"
+
+
+def test_a_damage_above_the_limit_fails_with_both_figures(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*data, "--max-damage", "0.00001%", "--json"]) == 1
+    result = json.loads(capsys.readouterr().out)
+    assert result["limits"]["max_damage"] == pytest.approx(1e-7)
+    assert (result["passed"], result["whole"], len(result["failures"])) == (False, "", 3)
+    for failure in result["failures"]:
+        assert failure["severity"] == "ok"
+        weights, inputs = failure["why"]
+        assert weights.startswith("rounding its weights does a damage of ")
+        assert inputs.startswith("rounding what enters it does a damage of ")
+        assert weights.endswith(", above --max-damage less than 0.0001 %")
+
+
+def test_all_layers_together_may_fail_where_each_passes(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*data, "--max-total-damage", "0.0001%"]) == 1
+    fail, last = capsys.readouterr().out.splitlines()
+    assert fail.startswith("FAIL all layers together: rounding all weights and inputs changes the output by 0.0")
+    assert fail.endswith(", above --max-total-damage 0.00010 % (measured on 8 samples)")
+    assert last.startswith("FAILED: Sequential: all 3 layers pass one by one, but not together, at int8 ")
+    assert main([*data, "--max-total-damage", "0.0001%", "--json"]) == 1
+    result = json.loads(capsys.readouterr().out)
+    assert result["failures"] == []
+    assert result["whole"] in fail
+    assert main([*data, "--max-total-damage", "10%"]) == 0
+
+
+@pytest.mark.parametrize("option", ["--max-damage", "--max-total-damage"])
+@pytest.mark.parametrize("typed", ["nonsense", "-1", "nan", "inf", "1%%", "0.1% of it", "", "%"])
+def test_shares_are_numbers_or_percentages(
+    data: list[str], option: str, typed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*data, f"{option}={typed}"]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == f"qvis: error: {option}: got {typed!r}, expected a share such as 0.1% or 0.001\n"
+
+
+@pytest.mark.parametrize("option", ["--max-damage", "--max-total-damage"])
+def test_limits_of_damage_need_a_run(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "net.py:make", option, "1%"]) == 2
+    message = f"{option}: needs the model to be run, expected --data or --example-inputs as well"
+    assert capsys.readouterr().err == f"qvis: error: {message}\n"
+
+
+def test_a_check_may_run_on_made_up_inputs_and_says_so(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*data[:2], "--example-inputs", "1x8", "--samples", "8", "--measure", "all"]) == 0
+    assert capsys.readouterr().out.endswith("measured on made-up inputs\n")

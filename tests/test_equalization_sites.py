@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -17,6 +20,7 @@ from qvis.adapters import torch as adapter
 from qvis.equalization.sites import Sites, find_sites, scaled
 from qvis.errors import BadArgumentError
 from qvis.folding import Folded, fold_network
+from qvis.layers import Graph, Layer, Network, Node, Norm
 from tests.convnets import image_model, images, settled
 from tests.test_folding import network_of, tensor_of
 
@@ -502,3 +506,238 @@ def test_a_model_is_not_changed_and_scales_of_one_give_its_own_numbers() -> None
     assert all(np.array_equal(one, before[f"{name}.weight"].numpy()) for name, one in new.weights.items())
     scaled(sites, np.full(7, 3.0), folded.network.layers)
     assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Graphs of any kind, computed with NumPy
+
+Numbers = dict[str, Any]
+"""Weights, biases, shifts of normalizations and factors of affine ones, by name."""
+
+
+class Program:
+    """A random graph, drawn one operation after the other, that can be computed with any numbers."""
+
+    def __init__(self, draw: Callable[[Any], Any]) -> None:
+        self.random = np.random.default_rng(draw(st.integers(0, 99)))
+        self.draw = draw
+        self.nodes: list[Node] = [Node("x", "input", shape=(2, 4, 6))]
+        self.steps: dict[str, Callable[..., Any]] = {}
+        self.numbers: Numbers = {}
+        self.norms: dict[str, Norm] = {}
+        self.layers: dict[str, Layer] = {}
+        self.values = {"x": self.random.normal(size=(2, 4, 6))}
+
+    def pick(self, choices: Sequence[Any]) -> Any:
+        return choices[self.draw(st.integers(0, len(choices) - 1))]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.values[name].shape)
+
+    def add(
+        self, op: str, inputs: Sequence[str], step: Callable[..., Any], layer: str = "", name: str = "", **facts: Any
+    ) -> None:
+        """Add a node whose result is ``step(numbers, *operands)``."""
+        name = name or f"{op}{len(self.nodes)}"
+        self.steps[name] = step
+        self.values[name] = step(self.numbers, *(self.values[one] for one in inputs))
+        self.nodes.append(Node(name, op, tuple(inputs), layer, self.shape(name), facts))
+
+    def grow(self) -> None:
+        """Add one operation on results that are there."""
+        name = self.pick([node.name for node in self.nodes if node.op != "input"][-4:])
+        makers = (
+            self.linear, self.linear, self.conv, self.conv, self.elementwise, self.elementwise, self.arithmetic,
+            self.arithmetic, self.concat, self.part, self.transpose, self.reshape, self.pool, self.norm, self.product,
+        )  # fmt: skip
+        self.pick(makers)(name)
+
+    def layer(self, shape: tuple[int, ...]) -> str:
+        """A new layer, or one of the same shape that is used already."""
+        same = [name for name, one in self.layers.items() if one.shape == shape]
+        if same and self.pick([True, False]):
+            return str(self.pick(same))
+        name = f"layer{len(self.layers)}"
+        self.numbers |= {name: self.random.normal(size=shape), f"{name}.bias": self.random.normal(size=shape[0])}
+        weight, bias = self.numbers[name].reshape(shape[0], -1), self.numbers[f"{name}.bias"]
+        self.layers[name] = Layer(name, "any", shape, "float64", lambda: weight, bias=lambda: bias)
+        return name
+
+    def linear(self, name: str) -> None:
+        size = self.pick([2, 4, 6])
+        layer = self.layer((size, self.shape(name)[-1]))
+        self.add("linear", [name], lambda n, x: x @ n[layer].T + n[f"{layer}.bias"], layer, channel_axis=-1, bias=True)
+
+    def conv(self, name: str) -> None:
+        if len(self.shape(name)) != 3:
+            return
+        count, groups, size = self.shape(name)[1], self.pick([1, 2]), self.pick([2, 4, 6])
+        kernel = self.pick([1, 3])
+        groups = groups if count % groups == 0 else 1
+        layer = self.layer((size, count // groups, kernel))
+
+        def step(n: Numbers, x: Any) -> Any:
+            width = x.shape[2]
+            x = np.pad(x, ((0, 0), (0, 0), (kernel // 2, kernel // 2)))
+            parts = zip(np.split(x, groups, 1), np.split(n[layer], groups, 0), strict=True)
+            out = [
+                sum(np.einsum("ncl,oc->nol", one[:, :, k : k + width], w[:, :, k]) for k in range(kernel))
+                for one, w in parts
+            ]
+            return np.concatenate(out, 1) + n[f"{layer}.bias"][:, None]
+
+        self.add("conv", [name], step, layer, channel_axis=1, groups=groups, bias=True)
+
+    def elementwise(self, name: str) -> None:
+        op, step, facts = self.pick(
+            [
+                ("relu", lambda _, x: np.maximum(x, 0), {}),
+                ("leaky_relu", lambda _, x: np.where(x > 0, x, x / 4), {}),
+                ("sigmoid", lambda _, x: (1 + np.tanh(x / 2)) / 2, {}),
+                ("clip", lambda _, x: np.clip(x, 0, 1), {"low": 0.0, "high": 1.0}),
+                ("mul", lambda _, x: x * np.arange(1.0, 1 + x.shape[-1]), {"constant": True}),
+                ("identity", lambda _, x: x, {}),
+            ]
+        )
+        self.add(op, [name], step, **facts)
+
+    def arithmetic(self, name: str) -> None:
+        fits = []
+        for other in self.values:
+            with contextlib.suppress(ValueError):
+                if len(np.broadcast_shapes(self.shape(name), self.shape(other))) <= 4:
+                    fits.append(other)
+        other, (op, step) = self.pick(fits), self.pick([("add", np.add), ("sub", np.subtract), ("mul", np.multiply)])
+        operands = self.pick([(name, other), (other, name)])
+        self.add(op, operands, lambda _, x, y: step(x, y), constant=False)
+
+    def concat(self, name: str) -> None:
+        axis = self.pick(range(1, len(self.shape(name))))
+        rest = np.delete(self.shape(name), axis).tolist()
+        fits = [one for one in self.values if len(self.shape(one)) == len(rest) + 1]
+        fits = [one for one in fits if np.delete(self.shape(one), axis).tolist() == rest]
+        given = [name, *(self.pick(fits) for _ in range(self.pick([1, 2])))]
+        self.add("concat", given, lambda _, *parts: np.concatenate(parts, axis), axis=axis)
+
+    def part(self, name: str) -> None:
+        axis = self.pick(range(1, len(self.shape(name))))
+        size = self.shape(name)[axis]
+        cut = self.pick(range(1, size)) if size > 1 else 1
+        kind = self.pick(["both", "second", "start", "step", "one"])
+        if kind == "both":
+            self.add("split", [name], lambda _, x: x.take(range(cut), axis), axis=axis, index=0)
+            if cut < size:
+                self.add("split", [name], lambda _, x: x.take(range(cut, size), axis), axis=axis, index=1)
+        elif kind == "one" and len(self.shape(name)) > 2:
+            self.add("split", [name], lambda _, x: x.take(cut - 1, axis), axis=axis, start=self.pick([None, cut - 1]))
+        elif kind == "step":
+            self.add("split", [name], lambda _, x: x.take(range(0, size, 2), axis), axis=self.pick([None, axis]))
+        elif cut < size:
+            facts = {"start": cut} if kind == "start" else {}
+            self.add("split", [name], lambda _, x: x.take(range(cut, size), axis), axis=axis, **facts)
+
+    def transpose(self, name: str) -> None:
+        axes = self.draw(st.permutations(range(len(self.shape(name)))))
+        self.add("transpose", [name], lambda _, x: x.transpose(axes), axes=self.pick([tuple(axes), None]))
+
+    def reshape(self, name: str) -> None:
+        shape = self.shape(name)
+        ways: list[tuple[int, ...]] = [(shape[0], -1)]
+        ways += [(*shape[:2], 1, *shape[2:]), (shape[0] * shape[1], *shape[2:])] if 2 < len(shape) < 4 else []
+        ways += [(*shape[:axis], 2, size // 2, *shape[axis + 1 :]) for axis, size in enumerate(shape) if size % 2 == 0]
+        ways += [(*shape[:axis], size // 2, 2, *shape[axis + 1 :]) for axis, size in enumerate(shape) if size % 2 == 0]
+        wanted = self.pick([way for way in ways if len(way) <= 4])
+        self.add("reshape", [name], lambda _, x: x.reshape(wanted))
+
+    def pool(self, name: str) -> None:
+        axis = self.pick(range(1, len(self.shape(name))))
+        kind = self.pick(["mean", "keep", "pad", "resize"])
+        if kind == "pad":
+            width = [(1, 1) if one == axis else (0, 0) for one in range(len(self.shape(name)))]
+            self.add("pad", [name], lambda _, x: np.pad(x, width), value=0)
+        elif kind == "resize":
+            self.add("resize", [name], lambda _, x: x.repeat(2, axis))
+        elif kind == "keep" or len(self.shape(name)) < 3:
+            self.add("max_pool", [name], lambda _, x: x.max(axis, keepdims=True))
+        else:
+            self.add("avg_pool", [name], lambda _, x: x.mean(axis))
+
+    def norm(self, name: str) -> None:
+        label = f"norm{len(self.nodes)}"
+        if self.pick([True, False]):
+            count = self.shape(name)[1]
+            shift = self.random.normal(size=count)
+            self.numbers[label] = shift
+            one = np.ones(count)
+            self.norms[label] = Norm(label, np.zeros(count), one, one, shift, 0.0)
+            sizes = [count if axis == 1 else 1 for axis in range(len(self.shape(name)))]
+            self.add("batch_norm", [name], lambda n, x: x + n[label].reshape(sizes), name=label, channel_axis=1)
+        else:
+            self.numbers[label] = self.random.normal(size=(2, self.shape(name)[-1]))
+            facts = {"axes": (-1,), "scale": True, "shift": True}
+
+            def step(n: Numbers, x: Any) -> Any:
+                x = x - x.mean(-1, keepdims=True)
+                return x / np.sqrt(x.var(-1, keepdims=True) + 0.1) * n[label][0] + n[label][1]
+
+            self.add("layer_norm", [name], step, name=label, **facts)
+
+    def product(self, name: str) -> None:
+        size = self.shape(name)[-1]
+        fits = [one for one in self.values if len(self.shape(one)) > 1 and self.shape(one)[-2] == size]
+        fits = [one for one in fits if self.shape(one)[:-2] == self.shape(name)[:-2]]
+        same = [one for one in self.values if self.shape(one) == self.shape(name)]
+
+        def attend(_: Numbers, q: Any, k: Any, v: Any) -> Any:
+            scores = q @ k.swapaxes(-1, -2)
+            scores = np.exp(scores - scores.max(-1, keepdims=True))
+            return scores / scores.sum(-1, keepdims=True) @ v
+
+        if fits and self.pick([True, False]):
+            self.add("matmul", [name, self.pick(fits)], lambda _, x, y: x @ y)
+        else:
+            self.add("attention", [name, self.pick(same), self.pick(same)], attend)
+
+    def finish(self) -> Network:
+        last = [node.name for node in self.nodes[-2:]]
+        for name in last:
+            self.linear(name)
+        ends = [self.nodes[-1].name, self.nodes[-2].name]
+        ends += self.pick([[], [], [], [self.pick([node.name for node in self.nodes])]])
+        for name in dict.fromkeys(ends):
+            self.nodes.append(Node(f"output {name}", "output", (name,)))
+        graph = Graph(tuple(self.nodes), self.norms)
+        return Network("random", "NumPy", tuple(self.layers.values()), graph=graph)
+
+    def run(self, numbers: Numbers) -> list[Any]:
+        values = {"x": self.values["x"]}
+        for node in self.nodes[1:]:
+            if node.op != "output":
+                values[node.name] = self.steps[node.name](numbers, *(values[one] for one in node.inputs))
+        return [values[node.inputs[0]] for node in self.nodes if node.op == "output"]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_scaling_changes_no_graph(data: st.DataObject) -> None:
+    program = Program(data.draw)
+    program.pick([program.linear, program.conv])("x")
+    for _ in range(data.draw(st.integers(2, 14))):
+        program.grow()
+    network = program.finish()
+    assert network.graph is not None
+    sites = find_sites(network.graph, network, set(program.norms))
+    event(f"{min(sites.count, 12)} variables")
+    own = program.numbers
+    scales = np.exp2(program.random.uniform(-2, 2, sites.count))
+    affines = {name: (own[name][0], own[name][1]) for name in sites.affines}
+    new = scaled(sites, scales, network.layers, program.norms, affines)
+    numbers = {
+        **own,
+        **{name: weight.reshape(own[name].shape) for name, weight in new.weights.items()},
+        **{f"{name}.bias": bias for name, bias in new.biases.items()},
+        **{name: norm.shift for name, norm in new.norms.items()},
+        **{name: np.array(affine) for name, affine in new.affines.items()},
+    }
+    for one, other in zip(program.run(own), program.run(numbers), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9 * max(1.0, float(np.abs(one).max())))

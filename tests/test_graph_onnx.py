@@ -49,9 +49,9 @@ def test_layers_are_called_as_the_network_calls_them_and_numbered_on_further_use
     assert set(found.calls) == names
     assert [one.name for one in found.calls["grouped"]] == ["grouped", "grouped@2"]
     grouped = found.by_name["grouped"]
-    assert grouped.attributes == {"groups": 4, "padding": True, "channel_axis": 1}
+    assert grouped.attributes == {"groups": 4, "padding": True, "channel_axis": 1, "bias": True}
     assert grouped.shape == (4, 8, 6, 6)
-    assert found.by_name["up"].attributes == {"groups": 2, "channel_axis": 1}
+    assert found.by_name["up"].attributes == {"groups": 2, "channel_axis": 1, "bias": True}
     assert found.by_name["head"].op == "linear"
     own = {one.name for one in onnx.load(str(path)).graph.node}
     assert all(one.original in own for one in found.nodes if one.op not in ("input", "output"))
@@ -104,8 +104,8 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], str, dict[str, Any]]
     ("LeakyRelu", "x", {"alpha": 0.25}, {}, "leaky_relu", {"slope": 0.25}),
     ("Clip", "x low high", {}, {"low": np.float32(-1), "high": np.float32(1)}, "clip", {"low": -1.0, "high": 1.0}),
     ("Clip", "x low", {}, {"low": np.float32(0)}, "relu", {}),
-    ("Gemm", "x w", {}, {"w": weights(3, 5)}, "linear", {"channel_axis": 1}),
-    ("MatMul", "x w", {}, {"w": weights(3, 5)}, "linear", {"channel_axis": 1}),
+    ("Gemm", "x w", {}, {"w": weights(3, 5)}, "linear", {"channel_axis": 1, "bias": False}),
+    ("MatMul", "x w", {}, {"w": weights(3, 5)}, "linear", {"channel_axis": 1, "bias": False}),
     ("MatMul", "w x", {}, {"w": weights(4, 2)}, "matmul", {"channel_axis": 0}),
     ("Mul", "x s", {}, {"s": numbered(2)}, "mul", {"constant": True}),
     ("Add", "x x", {}, {}, "add", {"constant": False}),

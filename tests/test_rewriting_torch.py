@@ -481,7 +481,7 @@ def test_an_exported_program_is_rewritten_in_a_copy() -> None:
     assert torch.equal(program.module()(x), other(x))
 
 
-@pytest.mark.filterwarnings("ignore:The tensor attributes self.lstm:UserWarning")
+@pytest.mark.filterwarnings("ignore:The tensor attributes:UserWarning")
 def test_the_program_in_a_file_is_rewritten_and_saved_anew(tmp_path: Path) -> None:
     model = seeded(Sequences)
     x = torch.from_numpy(INDICES)

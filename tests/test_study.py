@@ -193,3 +193,11 @@ def test_the_rank_correlation_is_spearmans(pairs: list[tuple[int, int]]) -> None
         assert rank_correlation(a, b) == 1
     else:
         assert rank_correlation(a, b) == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-12)
+
+
+def test_rounding_errors_of_small_layers_are_kept_until_the_memory_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = Linear()
+    study = Study(runner.network(), runner, batches(), GRIDS, silently)
+    study.weights = {"big": np.zeros((8, 8)), "small": np.zeros((1, 2)), "middle": np.zeros((2, 2))}
+    monkeypatch.setattr(module, "CACHE_BYTES", 4 * 6 * len(GRIDS))
+    assert study._kept() == {"small", "middle"}

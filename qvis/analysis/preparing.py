@@ -70,7 +70,7 @@ def place(ready: Ready, model: object, runner: Runner, batch: Batch, name: str |
 
     Where they do not, the weights as they are stored are judged, and a note says so.
     """
-    if ready.folded is None:
+    if ready.folded is None or not ready.folded.folds:
         return ready
     change = verify(runner, split(batch, min(batch.size, 4))[:1], ready.folded)
     if change <= KEPT:

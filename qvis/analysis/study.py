@@ -205,10 +205,9 @@ class Study:
 
         With ``singly`` the importance of each weight is kept, which takes as much memory as the weights.
         """
-        total = sum(weight.size for weight in self.weights.values())
-        keep = 4 * total * len(self.grids) <= CACHE_BYTES
+        kept = self._kept()
         self.noise = {
-            name: WeightNoise(weight, self.grids, keep, np.zeros_like(weight) if singly else None)
+            name: WeightNoise(weight, self.grids, name in kept, np.zeros_like(weight) if singly else None)
             for name, weight in self.weights.items()
         }
         generator = np.random.default_rng(seed)
@@ -238,6 +237,12 @@ class Study:
                 if min(before, agreement) >= SETTLED:
                     break
         return Outcome(done, done < len(passes), agreement)
+
+    def _kept(self) -> set[str]:
+        """The layers whose rounding errors are kept from pass to pass: the small ones, until the memory is used up."""
+        order = sorted(self.weights, key=lambda name: self.weights[name].size)
+        used = np.cumsum([4 * self.weights[name].size * len(self.grids) for name in order])
+        return {name for name, size in zip(order, used, strict=True) if size <= CACHE_BYTES}
 
     def predict_weights(self) -> Estimate:
         """Damage of each layer (in the order of :attr:`layers`) on each grid."""

@@ -18,18 +18,22 @@ class Variables:
     """
 
     def __init__(self) -> None:
-        self._parent = np.zeros(0, np.intp)
-        self._cause = np.zeros(0, np.intp)
+        self._count = 0
+        self._parent = np.arange(1024)
+        self._cause = np.zeros(1024, np.intp)
         """Of a root: why it is fixed, 0 where it is free."""
         self._reasons: list[str] = [""]
         self._codes: dict[str, int] = {"": 0}
 
     def new(self, count: int, reason: str = "") -> IntArray:
         """So many more; fixed where a reason is given."""
-        first = len(self._parent)
-        ids: IntArray = np.arange(first, first + count)
-        self._parent = np.append(self._parent, ids)
-        self._cause = np.append(self._cause, np.full(count, self._code(reason)))
+        ids = np.arange(self._count, self._count + count)
+        self._count += count
+        room = len(self._parent)
+        if self._count > room:  # which at least doubles, so that many small requests stay cheap
+            self._parent = np.append(self._parent, np.arange(room, room + self._count))
+            self._cause = np.append(self._cause, np.zeros(self._count, np.intp))
+        self._cause[ids] = self._code(reason)
         return ids
 
     def find(self, ids: IntArray) -> IntArray:

@@ -7,23 +7,23 @@ homogeneity that cross-layer equalization rests on (Nagel et al., arXiv 1906.047
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from itertools import combinations
 from math import nan, prod
 
 import numpy as np
 
-from qvis.equalization.channels import Channels, Variables, compress, reshape
+from qvis.equalization.channels import Channels, compress
+from qvis.equalization.moving import POOLS, Moving
 from qvis.layers import Graph, IntArray, Layer, Network, Node
 
 LAYERS = ("conv", "conv_transpose", "linear")
 NORMS = ("layer_norm", "rms_norm", "group_norm")
 NO_SHAPE = "its shape is not known: give example_inputs"
 _ELEMENTWISE = ("relu", "leaky_relu", "prelu", "identity", "dropout")
-_POOLS = ("max_pool", "avg_pool")
 
 
-class Flow:
+class Flow(Moving):
     """The variables of all tensors of a graph."""
 
     def __init__(
@@ -34,14 +34,11 @@ class Flow:
         affines: Collection[str] | None,
         relu6_as_relu: bool,
     ) -> None:
-        self.graph = graph
+        super().__init__(graph, network)
         self.layers = {layer.name: layer for layer in network.layers}
         self.folded_norms = folded_norms
         self.writable = affines
         self.relu6_as_relu = relu6_as_relu
-        self.by_numpy_rules = not network.framework.startswith("Keras")
-        """Whether the last two axes are those that a product of two results, or attention, sums over."""
-        self.variables = Variables()
         self.tensors: dict[str, Channels] = {}
         self.outputs: dict[str, IntArray] = {}
         self.inputs: dict[str, IntArray] = {}
@@ -52,12 +49,7 @@ class Flow:
         """Why a layer's weight cannot be scaled at all."""
         for name, reason in self._refusals():
             self.refused.setdefault(name, reason)
-        self._channel_axes = {
-            (len(node.shape), node.attributes["channel_axis"] % len(node.shape))
-            for node in graph.nodes
-            if node.op in ("conv", "conv_transpose") and node.shape and "channel_axis" in node.attributes
-        }
-        """(rank, axis) of the channels of images here."""
+        self._calls = Counter(_plain(node) for node in graph.nodes)
 
     def follow(self) -> None:
         """Go through the graph."""
@@ -78,7 +70,7 @@ class Flow:
             return self._fixed(node, f"it is tied to the result of {node.op} {node.name!r}")
         rules = {
             **dict.fromkeys(_ELEMENTWISE, self._elementwise),
-            **dict.fromkeys((*_POOLS, "resize", "pad"), self._local),
+            **dict.fromkeys((*POOLS, "resize", "pad"), self._local),
             **dict.fromkeys(("add", "sub"), self._sum),
             **dict.fromkeys(("mul", "div"), self._product),
             **dict.fromkeys(("flatten", "reshape"), self._reshape),
@@ -91,38 +83,10 @@ class Flow:
             "matmul": self._matmul,
         }
         rule = rules.get(node.op)
-        found = None if rule is None else rule(node, given)
-        return self._stop(node, given) if found is None else found
-
-    # -- where scaling ends
-
-    def _fixed(self, node: Node, reason: str) -> Channels:
-        ids = self.variables.new(1, reason)
-        return Channels(ids.reshape((1,) * len(node.shape)) if node.shape else ids, node.shape)
-
-    def _stop(self, node: Node, given: Sequence[Channels], reason: str = "") -> Channels:
-        """What goes in cannot be scaled, nor what comes out."""
-        for one in given:
-            self.variables.fix(one.ids, reason or f"{node.op} {node.name!r} follows it")
-        return self._fixed(node, reason or f"it is tied to the result of {node.op} {node.name!r}")
-
-    def _tie_along(self, ids: IntArray, axis: int) -> IntArray:
-        """Make the variables along an axis equal, so that it does not matter what an operation does there."""
-        first = ids.take([0], axis)
-        if ids.shape[axis] > 1:
-            self.variables.tie(ids, first)
-        return first
-
-    def _vector(self, tensor: Channels, axis: int) -> IntArray | None:
-        """The variables along one axis, made equal along all others; None where it is not known which they are."""
-        if not tensor.shape:
-            return tensor.ids if tensor.is_uniform or axis == tensor.axis else None
-        axis %= len(tensor.shape)
-        ids = tensor.ids
-        for other in range(ids.ndim):
-            if other != axis:
-                ids = self._tie_along(ids, other)
-        return np.array(np.broadcast_to(ids.ravel(), tensor.shape[axis]))
+        if rule is None:
+            return self._stop(node, given)
+        missing = not node.shape or not all(one.is_known for one in given)
+        return rule(node, given) or self._stop(node, given, NO_SHAPE if missing else "")
 
     # -- layers
 
@@ -186,14 +150,12 @@ class Flow:
 
     def _batch_norm(self, node: Node, given: list[Channels]) -> Channels | None:
         """One that was folded only adds a number to each channel, which then is scaled too."""
-        if node.name not in self.folded_norms or len(given) != 1 or node.name not in self.graph.norms:
-            return None
         axis = node.attributes.get("channel_axis")
-        if axis is None:
-            return None
+        if node.name not in self.folded_norms or node.name not in self.graph.norms or axis is None or len(given) > 1:
+            return self._stop(node, given)
         ids, count = self._vector(given[0], axis), len(self.graph.norms[node.name].shift)
         if ids is None or len(ids) not in (1, count):
-            return None if node.shape else self._stop(node, given, NO_SHAPE)
+            return None
         self.norms[node.name] = np.array(np.broadcast_to(ids, count))
         return Channels.along(ids, axis, node.shape)
 
@@ -203,9 +165,8 @@ class Flow:
         facts = node.attributes
         axes = facts.get("axes", ()) if node.op != "group_norm" else (facts.get("channel_axis"),)
         axis = axes[0] if len(axes) == 1 else None
-        calls = [one for one in self.graph.nodes if one.name.partition("@")[0] == node.name.partition("@")[0]]
         is_writable = self.writable is None or node.name in self.writable
-        if axis is None or not (facts.get("scale") and node.shape and len(calls) == 1 and is_writable):
+        if axis is None or not (facts.get("scale") and node.shape and self._calls[_plain(node)] == 1 and is_writable):
             return result
         self.affines[node.name] = self.variables.new(node.shape[axis])
         return Channels.along(self.affines[node.name], axis, node.shape)
@@ -224,51 +185,11 @@ class Flow:
         if {low, high} <= {0, None} or (bounded and self.relu6_as_relu):
             return self._elementwise(node, given)
         if not bounded:
-            return None
+            return self._stop(node, given)
         name = "ReLU6" if high == 6 else f"a ReLU up to {high:g}"
         return self._stop(
             node, given, f"clip {node.name!r} is not homogeneous ({name}): replace it by ReLU to equalize here"
         )
-
-    def _local(self, node: Node, given: list[Channels]) -> Channels | None:
-        """Pooling, resizing and padding, which may mix places but not channels."""
-        source = given[0]
-        if len(given) > 1 or (node.op == "pad" and node.attributes.get("value") not in (0, None)):
-            return None
-        if not (node.shape and source.is_known):
-            keeps = not node.shape and (source.is_uniform or (source.axis == 1 and node.op != "pad"))
-            return source if keeps else self._stop(node, given, NO_SHAPE)
-        if source.is_uniform:
-            return Channels(source.aligned(len(node.shape)), node.shape)
-        if len(source.shape) != len(node.shape):
-            return self._mean(node, source)
-        ids, rank = source.ids, len(node.shape)
-        changed = [axis for axis in range(rank) if source.shape[axis] != node.shape[axis]]
-        for axis in range(rank):
-            others = any(one != axis for one in changed)
-            keeps = node.op not in _POOLS or others or (rank, axis) in self._channel_axes
-            if ids.shape[axis] > 1 and (axis in changed or not keeps):
-                ids = self._tie_along(ids, axis)
-        return Channels(ids, node.shape)
-
-    def _mean(self, node: Node, source: Channels) -> Channels | None:
-        """A mean that drops axes: the sizes must tell which are left."""
-        before, rank = source.shape, len(node.shape)
-        ways = [kept for kept in combinations(range(len(before)), rank) if _sizes(before, kept) == node.shape]
-        if not ways:
-            return None
-        ids = source.ids
-        for axis in range(len(before)):
-            # Where sizes do not tell, an image's channels are those that the graph says are not averaged over.
-            named = len(before) > 3 and (len(before), axis) in self._channel_axes
-            if ids.shape[axis] > 1 and not named and not all(axis in way for way in ways):
-                ids = self._tie_along(ids, axis)
-        varying = {axis for axis in range(ids.ndim) if ids.shape[axis] > 1}
-        ways = [way for way in ways if varying <= set(way)]
-        found = {tuple(ids.shape[axis] for axis in way) for way in ways}
-        if len(found) != 1:
-            return None
-        return Channels(ids.reshape(found.pop()), node.shape)
 
     def _sum(self, node: Node, given: list[Channels]) -> Channels | None:
         """All that is added has the same scale."""
@@ -298,7 +219,6 @@ class Flow:
         varying = [one for one in given if not one.is_uniform]
         alike = len({(len(one.ids), one.axis) for one in varying}) <= 1
         if node.shape or any(one.shape for one in varying) or not alike:
-            self._stop(node, given, NO_SHAPE)
             return None
         return [one.aligned(1) for one in given]
 
@@ -312,9 +232,11 @@ class Flow:
         parts = self._broadcast(node, given) if len(given) == 2 else None
         if parts is None:
             return None
-        sizes = np.broadcast_shapes(*(part.shape for part in parts))
-        result = Channels(self.variables.new(prod(sizes)).reshape(sizes), node.shape, _axis_of(given))
         one, other = (Channels(part, node.shape) for part in parts)
+        sizes = np.broadcast_shapes(*(part.shape for part in parts))
+        if self.variables.is_fixed(other.ids):
+            return Channels(one.ids, node.shape, _axis_of(given))
+        result = Channels(self.variables.new(prod(sizes)).reshape(sizes), node.shape, _axis_of(given))
         self._products.append((node, one, other, result))
         self._settle_products(False)
         if not node.shape:
@@ -339,138 +261,14 @@ class Flow:
                 self.variables.fix(other.ids, f"{node.op} {node.name!r} takes it, of which only one side can be scaled")
             self._products = left
 
-    # -- what moves elements
-
-    def _moved(self, node: Node, source: Channels, ids: IntArray | None) -> Channels | None:
-        """The result; where it is not known what goes where, everything has one scale."""
-        if ids is None and not source.is_known:
-            return None
-        if ids is None:
-            self.variables.tie(source.ids, source.ids.ravel()[:1])
-            ids = source.ids.ravel()[:1].reshape((1,) * len(node.shape) or (1,))
-        return Channels(compress(ids), node.shape)
-
-    def _reshape(self, node: Node, given: list[Channels]) -> Channels | None:
-        source = given[0]
-        if len(given) > 1:
-            return None
-        if not (node.shape and source.shape):
-            return self._moved(node, source, None) or self._stop(node, given, NO_SHAPE)
-        return self._moved(node, source, reshape(source.ids, source.shape, node.shape))
-
-    def _transpose(self, node: Node, given: list[Channels]) -> Channels | None:
-        source, axes = given[0], node.attributes.get("axes")
-        if not (node.shape and source.shape):
-            return self._moved(node, source, None) or self._stop(node, given, NO_SHAPE)
-        fits = axes is not None and tuple(source.shape[axis] for axis in axes) == node.shape
-        return self._moved(node, source, source.ids.transpose(axes) if fits else None)
-
-    def _concat(self, node: Node, given: list[Channels]) -> Channels | None:
-        axis = node.attributes.get("axis")
-        if axis is None or node.attributes.get("constant"):
-            return None
-        if not node.shape or not all(one.shape for one in given):
-            return self._concat_unknown(node, given, axis)
-        rank = len(node.shape)
-        axis %= rank
-        if sum(one.shape[axis] for one in given) != node.shape[axis]:
-            return self._stop(node, given, f"{node.op} {node.name!r} with a constant follows it")
-        parts = [one.full(axis) for one in given]
-        common = np.broadcast_shapes(*((*part.shape[:axis], 1, *part.shape[axis + 1 :]) for part in parts))
-        spread = [np.broadcast_to(part, (*common[:axis], part.shape[axis], *common[axis + 1 :])) for part in parts]
-        return Channels(compress(np.concatenate(spread, axis)), node.shape)
-
-    def _concat_unknown(self, node: Node, given: list[Channels], axis: int) -> Channels:
-        if node.shape or any(one.shape or one.axis != axis or one.is_uniform for one in given):
-            return self._stop(node, given, NO_SHAPE)
-        return Channels(np.concatenate([one.ids for one in given]), (), axis)
-
-    def _split(self, node: Node, given: list[Channels]) -> Channels | None:
-        source, axis = given[0], node.attributes.get("axis")
-        if not (node.shape and source.shape):
-            return self._moved(node, source, None) or self._stop(node, given, NO_SHAPE)
-        fewer = len(source.shape) - len(node.shape)
-        if axis is None or len(given) > 1 or fewer not in (0, 1):
-            return self._moved(node, source, None)
-        axis %= len(source.shape)
-        left = list(source.shape)
-        size = node.shape[axis] if not fewer else 1
-        left[axis : axis + 1] = [] if fewer else [size]
-        if tuple(left) != node.shape:
-            return self._moved(node, source, None)
-        start = self._start(node, source, axis, size)
-        if start is None or source.ids.shape[axis] == 1:
-            ids = self._tie_along(source.ids, axis)
-        else:
-            ids = source.ids.take(range(start, start + size), axis)
-        return self._moved(node, source, ids.squeeze(axis) if fewer else ids)
-
-    def _start(self, node: Node, source: Channels, axis: int, size: int) -> int | None:
-        """Where a part begins; None where the graph does not tell."""
-        start, index = node.attributes.get("start"), node.attributes.get("index")
-        if start is None and index is not None:
-            parts: dict[int | None, set[int]] = {}
-            for user in self.graph.users[node.inputs[0]]:
-                if user.op == "split" and user.attributes.get("axis") == node.attributes["axis"]:
-                    number = user.attributes.get("index")
-                    sole = len(user.shape) < len(source.shape)
-                    parts.setdefault(number, set()).add(1 if sole or not user.shape else user.shape[axis])
-            if index == 0 or len(node.shape) < len(source.shape):
-                start = index
-            elif set(parts) == set(range(len(parts))) and all(len(sizes) == 1 for sizes in parts.values()):
-                # All parts are there: those before it tell where it begins.
-                sizes = [next(iter(parts[number])) for number in range(len(parts))]
-                start = sum(sizes[:index]) if sum(sizes) == source.shape[axis] else None
-        if start is None or node.attributes.get("step", 1) != 1:
-            return None
-        start = start % source.shape[axis]
-        return start if start + size <= source.shape[axis] else None
-
-    # -- products of two results
-
-    def _attention(self, node: Node, given: list[Channels]) -> Channels | None:
-        """A mean of values over tokens, weighted by what query and key say."""
-        if not 3 <= len(given) <= 4 or not node.shape:
-            return None
-        value = given[2]
-        if len(value.shape) != len(node.shape) or value.shape[-1] != node.shape[-1]:
-            return None
-        for one in (*given[:2], *given[3:]):
-            self.variables.fix(one.ids, f"the softmax of attention {node.name!r} follows it")
-        ids, rank = value.ids, len(node.shape)
-        for axis in range(rank - 1):
-            if axis == rank - 2 or value.shape[axis] != node.shape[axis] or not self.by_numpy_rules:
-                ids = self._tie_along(ids, axis)
-        return Channels(ids, node.shape)
-
-    def _matmul(self, node: Node, given: list[Channels]) -> Channels | None:
-        """A result times one that is not scaled."""
-        if len(given) != 2 or not self.by_numpy_rules:
-            return None
-        one, other = given
-        if min(len(one.shape), len(other.shape), len(node.shape)) < 2:
-            return None
-        if one.shape[-1] != other.shape[-2] or node.shape[-2:] != (one.shape[-2], other.shape[-1]):
-            return None
-        rank = len(node.shape)
-        if max(one.ids.ndim, other.ids.ndim) > rank:
-            return None
-        if self.variables.is_fixed(one.ids):
-            ids = self._tie_along(other.ids, -2)
-        elif self.variables.is_fixed(other.ids):
-            ids = self._tie_along(one.ids, -1)
-        else:
-            return None
-        return Channels(ids.reshape((1,) * (rank - ids.ndim) + ids.shape), node.shape)
+def _plain(node: Node) -> str:
+    """Its name without the number of the call."""
+    return node.name.partition("@")[0]
 
 
 def _axis_of(given: Sequence[Channels]) -> int:
     """The axis of operands without shapes."""
     return next((one.axis for one in given if not one.is_uniform), 0)
-
-
-def _sizes(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
-    return tuple(shape[axis] for axis in axes)
 
 
 def _input_count(layer: Layer, node: Node, source: Channels, rows: int) -> int | None:

@@ -151,10 +151,12 @@ def _group(sites: Sites, passed: Iterable[tuple[str, IntArray]]) -> list[Site]:
     """The variables that are made, and used, by the same layers; in the order of their first numbers."""
     labels = np.zeros(sites.count, np.intp)
     tables = (sites.outputs, sites.affines, sites.inputs)
+    fresh = 1
     for ids in (ids for table in tables for ids in table.values()):
-        inside = np.zeros(sites.count, np.intp)
-        inside[ids[ids >= 0]] = 1
-        labels = np.unique(labels * 2 + inside, return_inverse=True)[1]
+        inside = np.unique(ids[ids >= 0])
+        names, which = np.unique(labels[inside], return_inverse=True)
+        labels[inside] = fresh + which  # apart from the others of the same label
+        fresh += len(names)
     passed = [(op, np.unique(ids)) for op, ids in passed]
     found = []
     for label in dict.fromkeys(labels.tolist()):

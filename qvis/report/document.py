@@ -244,7 +244,7 @@ def _details(analysis: Analysis) -> list[str]:
 
 
 def _details_of_damage(analysis: Analysis) -> list[str]:
-    known = [layer for layer in analysis.ranked if layer.sensitivity is not None]
+    known = [x for x in analysis.ranked if x.sensitivity is not None and analysis.badness(x) >= 0]  # not NaN
     worst = max(known, key=analysis.badness, default=None)
     if worst is None or analysis.sensitivity is None:
         return []

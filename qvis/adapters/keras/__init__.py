@@ -5,6 +5,7 @@ Layers are named as Keras names them, by the path inside the model: ``encoder/at
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from qvis.adapters.keras.graph import graph as graph
@@ -12,8 +13,11 @@ from qvis.adapters.keras.live import package_of, unit, walk
 from qvis.adapters.keras.parts import RULES
 from qvis.adapters.keras.runner import runner as runner
 from qvis.adapters.keras.units import Collector
+from qvis.adapters.rewritten import Rewritten
 from qvis.errors import UnsupportedModelError
 from qvis.layers import Network
+from qvis.rewriting import Rewriting
+from qvis.running import Batch
 
 _ATTENTION = ("MultiHeadAttention", "GroupedQueryAttention", "GroupQueryAttention")
 
@@ -48,6 +52,20 @@ def read(model: Any) -> Network:
     for name, op in empty:
         found.skip(name or "(root)", f"is a {op} that was never called, so that it has no weights yet")
     return found.network(str(model.name), _framework(model))
+
+
+def rewrite(model: Any, network: Network, rewriting: Rewriting, inplace: bool = False) -> Rewritten:
+    """Write new numbers into a copy of a model; see :func:`qvis.adapters.keras.rewriting.rewrite_model`."""
+    from qvis.adapters.keras.rewriting import rewrite_model
+
+    return rewrite_model(model, network, rewriting, inplace)
+
+
+def save(model: Any, path: Path, example: Batch | None = None) -> None:  # noqa: ARG001
+    """Write a model to a file; see :func:`qvis.adapters.keras.rewriting.save_model`."""
+    from qvis.adapters.keras.rewriting import save_model
+
+    save_model(model, path)
 
 
 def _framework(model: object) -> str:

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 from qvis.adapters.checkpoint.stored import reading
 from qvis.adapters.keras import config as keras_config
 from qvis.adapters.keras.units import Collector
-from qvis.errors import BadArgumentError, NoGraphError, NotRunnableError
+from qvis.adapters.rewritten import Rewritten
+from qvis.errors import BadArgumentError, NoGraphError, NotRunnableError, UnsupportedModelError
 from qvis.layers import Graph, Network
+from qvis.rewriting import Rewriting
 from qvis.running import Batch, Runner
 
 if TYPE_CHECKING:
@@ -107,6 +109,24 @@ def runner(model: Path, network: Network, loss: object = None) -> Runner:
     from qvis.adapters.keras.runner import runner as runner_of
 
     return runner_of(_load(model, lambda reason: NotRunnableError(f"model: {reason}")), network, loss)
+
+
+def rewrite(model: Path, network: Network, rewriting: Rewriting, inplace: bool = False) -> Rewritten:
+    """Write new numbers into the model in a file, which Keras loads in its safe mode; the file stays as it is.
+
+    Raises
+    ------
+    BadArgumentError
+        See :func:`qvis.adapters.keras.rewriting.rewrite_model`; or ``inplace`` is asked of a file.
+    UnsupportedModelError
+        Keras cannot load it.
+    """
+    from qvis.adapters.keras.rewriting import rewrite_model
+
+    if inplace:
+        raise BadArgumentError(f"inplace: the file {str(model)!r} is never changed; save what is returned")
+    loaded = _load(model, lambda reason: UnsupportedModelError(f"model: {reason}"))
+    return rewrite_model(loaded, network, rewriting, inplace=True)
 
 
 def _load(path: Path, refuse: Callable[[str], Exception]) -> Any:
