@@ -49,7 +49,7 @@ def test_layers_are_called_as_the_network_calls_them_and_numbered_on_further_use
     assert set(found.calls) == names
     assert [one.name for one in found.calls["grouped"]] == ["grouped", "grouped@2"]
     grouped = found.by_name["grouped"]
-    assert grouped.attributes == {"groups": 4, "padding": True, "channel_axis": 1, "bias": True}
+    assert grouped.attributes == {"groups": 4, "padding": True, "channel_axis": 1, "bias": False}
     assert grouped.shape == (4, 8, 6, 6)
     assert found.by_name["up"].attributes == {"groups": 2, "channel_axis": 1, "bias": True}
     assert found.by_name["head"].op == "linear"

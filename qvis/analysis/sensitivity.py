@@ -15,7 +15,7 @@ from qvis.analysis.damage import Damage, Draws, InputStatistics, Key, LayerSensi
 from qvis.analysis.preparing import Ready, place, prepare, spread_passes
 from qvis.analysis.rounding import checked_bits
 from qvis.analysis.study import Change, Outcome, Study
-from qvis.data import example_batch, load_batches, split
+from qvis.data import example_batch, load_batches, noise_like, split
 from qvis.errors import BadArgumentError
 from qvis.layers import Network, Skipped
 from qvis.noise import Estimate, WeightGrid
@@ -205,7 +205,7 @@ def imitated(runner: Runner, example: Batch, samples: int, seed: int) -> tuple[l
     """Inputs made up for a model, and how."""
     imitate = getattr(runner, "imitate", None)
     if imitate is None:
-        raise BadArgumentError("inputs: got none, and inputs for this kind of model cannot be made up; give data")
+        return noise_like(example, samples, seed), "plain noise"
     made: tuple[list[Batch], str] = imitate(example, samples, seed)
     return made
 

@@ -31,7 +31,7 @@ from qvis.noise import (
 )
 from qvis.running import Batch, Gradient, Grid, Passage, Runner, Track
 
-SETTLED = 0.99
+SETTLED = 0.97
 """The ranking has settled when two halves of the passes agree as well as that."""
 LEAST_PASSES = 16
 UNSURE = 1.5

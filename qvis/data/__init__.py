@@ -28,14 +28,14 @@ from qvis.data.arrays import (
     is_array,
     take,
 )
-from qvis.data.examples import example_batch, parse_shapes
+from qvis.data.examples import example_batch, noise_like, parse_shapes
 from qvis.data.files import LABELS, read
 from qvis.data.images import Images
 from qvis.errors import BadArgumentError, QvisError
 from qvis.layers import IntArray
 from qvis.running import Batch
 
-__all__ = ["ACCEPTED", "Images", "example_batch", "load_batches", "parse_shapes", "split"]
+__all__ = ["ACCEPTED", "Images", "example_batch", "load_batches", "noise_like", "parse_shapes", "split"]
 
 ACCEPTED = (
     "an array or a tensor with the samples first, a tuple of them, a mapping of them by name, an iterable of batches "

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from qvis.data.arrays import is_array
+from qvis.data.arrays import convert, is_array
 from qvis.errors import BadArgumentError
 from qvis.running import Batch
 
@@ -113,3 +114,22 @@ def _describe(value: object) -> str:
         return f"the number {value!r}"
     empty = "an empty " if isinstance(value, (list, tuple, dict)) and not value else "an object of type "
     return f"{empty}{type(value).__name__}"
+
+
+def noise_like(example: Batch, samples: int, seed: int = 0, together: int = 16) -> list[Batch]:
+    """Noise in the shapes and types of an example: normal numbers, or ones where the example holds no real numbers."""
+    generator = np.random.default_rng(seed)
+
+    def make(array: Any, size: int) -> Any:
+        shape = (size, *map(int, array.shape[1:])) if len(array.shape) else ()
+        dtype = np.asarray(array).dtype
+        if dtype.kind == "f":
+            return generator.standard_normal(shape).astype(dtype)
+        return np.ones(shape, dtype)
+
+    batches = []
+    for first in range(0, samples, together):
+        size = min(together, samples - first)
+        change = partial(make, size=size)
+        batches.append(Batch(convert(example.args, change), convert(dict(example.kwargs), change), size=size))
+    return batches
