@@ -159,6 +159,10 @@ def test_biases_and_affine_numbers_are_written() -> None:
     for layer in adapters.read(new).layers:
         if layer.bias is not None:
             np.testing.assert_array_equal(layer.bias(), biases[layer.name])
+    ((name, (factor, shift)),) = adapters.affines(new).items()
+    assert name == "ln"
+    np.testing.assert_array_equal(factor, noise(5))
+    np.testing.assert_array_equal(shift, noise(5, seed=1))
     np.testing.assert_array_equal(new.get_layer("ln").gamma.numpy(), noise(5))
     np.testing.assert_array_equal(new.get_layer("ln").beta.numpy(), noise(5, seed=1))
     run(new, given)

@@ -145,6 +145,10 @@ def test_factors_and_shifts_of_a_layer_normalization_are_written() -> None:
     model = images()
     network = adapters.read(model)
     name = next(one.name for one in adapters.graph(model).nodes if one.op == "layer_norm")
+    ((known, (factor, shift)),) = adapters.affines(model).items()
+    assert known == name
+    np.testing.assert_array_equal(factor, noise(4))
+    np.testing.assert_array_equal(shift, noise(4, seed=1))
     new, _ = adapters.rewrite(model, network, Rewriting(affines={name: (noise(4, seed=7), None)}))
     stored = {one.name: numpy_helper.to_array(one) for one in new.graph.initializer}
     np.testing.assert_array_equal(stored["factor"], noise(4, seed=7))

@@ -15,7 +15,7 @@ from qvis.adapters.keras.runner import runner as runner
 from qvis.adapters.keras.units import Collector
 from qvis.adapters.rewritten import Rewritten
 from qvis.errors import UnsupportedModelError
-from qvis.layers import Network
+from qvis.layers import FloatArray, Network
 from qvis.rewriting import Rewriting
 from qvis.running import Batch
 
@@ -59,6 +59,13 @@ def rewrite(model: Any, network: Network, rewriting: Rewriting, inplace: bool = 
     from qvis.adapters.keras.rewriting import rewrite_model
 
     return rewrite_model(model, network, rewriting, inplace)
+
+
+def affines(model: Any) -> dict[str, tuple[FloatArray | None, FloatArray | None]]:
+    """Factor and shift of normalizations; see :func:`qvis.adapters.keras.rewriting.affines_of`."""
+    from qvis.adapters.keras.rewriting import affines_of
+
+    return affines_of(model)
 
 
 def save(model: Any, path: Path, example: Batch | None = None) -> None:  # noqa: ARG001

@@ -63,6 +63,18 @@ def rewrite_model(model: Any, network: Network, rewriting: Rewriting, inplace: b
     return Rewritten(new, (*notes, *precision_notes(plan.rounded)))
 
 
+def affines_of(model: Any) -> dict[str, tuple[FloatArray | None, FloatArray | None]]:
+    """Factor and shift of the layer, RMS and group normalizations that have a factor, by name; as float32."""
+    kinds = {"LayerNormalization", "RMSNormalization", "GroupNormalization"}
+    found: dict[str, tuple[FloatArray | None, FloatArray | None]] = {}
+    for name, _, layer in walk(model):
+        held = _affine(layer) if kinds & {cls.__name__ for cls in type(layer).__mro__} else {}
+        values = {part: numbers(one, None).astype(np.float32) for part, one in held.items()}
+        if "factor" in values:
+            found[name] = (values["factor"], values.get("shift"))
+    return found
+
+
 def save_model(model: Any, path: Path) -> None:
     """Write a model as Keras does.
 

@@ -18,7 +18,7 @@ from qvis.adapters.onnx.tensors import InFile, Live, Place
 from qvis.adapters.rewritten import Rewritten
 from qvis.adapters.values import mapped
 from qvis.errors import BadArgumentError, QvisError
-from qvis.layers import Graph, Network
+from qvis.layers import FloatArray, Graph, Network
 from qvis.rewriting import Rewriting
 from qvis.running import Batch
 
@@ -84,6 +84,13 @@ def rewrite(model: Any, network: Network, rewriting: Rewriting, inplace: bool = 
     from qvis.adapters.onnx.rewriting import rewrite_proto
 
     return rewrite_proto(model, network, rewriting, inplace)
+
+
+def affines(model: Any) -> dict[str, tuple[FloatArray | None, FloatArray | None]]:
+    """Factor and shift of normalizations; see :func:`qvis.adapters.onnx.rewriting.affines_of`."""
+    from qvis.adapters.onnx.rewriting import affines_of
+
+    return affines_of(model)
 
 
 def save(model: Any, path: Path, example: Batch | None = None) -> None:  # noqa: ARG001

@@ -78,6 +78,18 @@ def rewrite_proto(model: Any, network: Network, rewriting: Rewriting, inplace: b
     return Rewritten(target, (*notes, *precision_notes(plan.rounded)))
 
 
+def affines_of(model: Any) -> dict[str, tuple[FloatArray | None, FloatArray | None]]:
+    """Factor and shift of the layer, RMS and group normalizations that hold theirs, by the name of the node."""
+    prepared = prepare(model, UnsupportedModelError)
+    found: dict[str, tuple[FloatArray | None, FloatArray | None]] = {}
+    for name, result in _affine_results(prepared).items():
+        given = [*prepared.nodes[result].input[1:3], ""][:2]
+        if given[0] in prepared.constants and (not given[1] or given[1] in prepared.constants):
+            factor, shift = (prepared.read(one).astype(np.float32) if one else None for one in given)
+            found[name] = (factor, shift)
+    return found
+
+
 def save_proto(model: Any, path: Path) -> None:
     """Write a model to a file; what is larger than 2 GB with its numbers in a file beside it.
 
@@ -200,10 +212,7 @@ class _Plan:
     def _add_affines(self, rewriting: Rewriting) -> None:
         if not rewriting.affines:
             return
-        flow = _Flow(self.prepared)
-        flow.walk()
-        known = {node.name for node in flow.nodes if node.op in _AFFINE}
-        results = {name: result for result, name in flow._makers.items() if name in known}
+        results = _affine_results(self.prepared)
         for name, pair in rewriting.affines.items():
             if name not in results:
                 raise BadArgumentError(f"affines: no normalization is called {name!r}{suggest(name, results)}")
@@ -292,6 +301,14 @@ class _Plan:
             if model.ir_version < 4:  # where initializers had to be inputs
                 info = onnx.helper.make_tensor_value_info(name, _type_of(array), list(array.shape))
                 model.graph.input.append(info)
+
+
+def _affine_results(prepared: Prepared) -> dict[str, str]:
+    """The first result of each layer, RMS and group normalization, by the name of its node in the graph."""
+    flow = _Flow(prepared)
+    flow.walk()
+    known = {node.name for node in flow.nodes if node.op in _AFFINE}
+    return {name: result for result, name in flow._makers.items() if name in known and result in prepared.nodes}
 
 
 def _type_of(array: Array) -> int:
