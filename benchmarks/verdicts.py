@@ -113,11 +113,13 @@ def examine(subject: Subject, samples: int, probes: int, draws: int) -> Finding:
     ranges, flags = relative_ranges(study)
     seen = np.array([name in study.entering for name in study.weights])
     rankings["relative range"] = {key: ranges[seen] if key[0] == "inputs" else ranges for key in measured}
+    rankings["outlier count"] = {key: flags[seen] if key[0] == "inputs" else flags for key in measured}
     rankings["weight SQNR"] = {key: weight_noise(study, key) for key in measured if key[0] != "inputs"}
     # how far two roundings agree, each of which is one draw: who knew the mean of all draws could hardly do better
     rankings["another rounding"] = measure_stretched(study)
     compare(found, study, rankings, measured)
-    found.flagged, found.rightly = int(flags.sum()), int((flags & (measured["tensor", 8] > LIMIT)).sum())
+    flagged = flags > 0
+    found.flagged, found.rightly = int(flagged.sum()), int((flagged & (measured["tensor", 8] > LIMIT)).sum())
     for key in COLUMNS:
         totals = [decibels(1.0, float(one)) for one in all_at_once(study, key, draws)]
         found.totals[key] = (decibels(1.0, float(predicted[key].sum())), float(np.mean(totals)), float(np.std(totals)))
@@ -244,7 +246,7 @@ def grid_of(grid: Grid, stretch: float) -> Grid:
 
 
 def relative_ranges(study: Study) -> tuple[Floats, NDArray[np.bool_]]:
-    """The largest relative range of each layer, and whether AIMET's rule flags one of its channels.
+    """The largest relative range of each layer, and how many of its channels AIMET's rule flags.
 
     A channel's range over the smallest one of the layer; one above Q3 + 1.5 IQR of the layer's is flagged.
     """
@@ -255,7 +257,7 @@ def relative_ranges(study: Study) -> tuple[Floats, NDArray[np.bool_]]:
         relative = ranges / min(ranges[ranges > 0], default=1.0)
         low, high = np.quantile(relative, (0.25, 0.75))
         largest.append(float(relative.max()))
-        flagged.append(bool((relative > high + 1.5 * (high - low)).any()))
+        flagged.append(int((relative > high + 1.5 * (high - low)).sum()))
     return np.array(largest), np.array(flagged)
 
 
