@@ -35,7 +35,9 @@ def listed_names(names: Sequence[str], most: int = 4) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as a percentage of two significant digits: ``1.2 %``, ``0.0034 %``."""
+    """A share as a percentage of two significant digits: ``1.2 %``, ``0.0034 %``, ``more than 10,000 %``."""
+    if share > 100:
+        return "more than 10,000 %"
     value = float(f"{100 * share:.2g}")
     if value == 0:
         return "0 %"

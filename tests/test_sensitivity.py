@@ -358,6 +358,36 @@ def test_outputs_that_are_no_numbers_give_one_line(bad: float) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_weights_that_are_no_numbers_are_named() -> None:
+    model = mlp(6, 8, 3)
+    with torch.no_grad():
+        model[2].weight[0, 0] = float("nan")
+    with pytest.raises(qvis.BadArgumentError, match="model: weights of 2 are NaN or infinite"):
+        qvis.sensitivity(model, noise(8, 6), **QUICK)
+    reasons = qvis.analyze(model).layers[1].reasons
+    assert reasons[0].kind == "nonfinite"
+
+
+class Exploding(nn.Module):
+    """A small change of its weights changes the output beyond all measure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.outer = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.exp(self.outer(self.inner(x)) * 60)
+
+
+def test_damages_beyond_all_measure_are_told_in_few_words() -> None:
+    analysis = qvis.analyze(Exploding(), inputs=noise(8, 6), measure="all", bits=2)
+    texts = [reason.text for layer in analysis.layers for reason in layer.reasons]
+    assert any("changes the output by more than 10,000 % of its power" in text for text in texts)
+    assert all(len(text) < 250 for text in texts)
+    assert {str(layer.severity) for layer in analysis.layers} == {"problem"}
+
+
 def test_outputs_that_are_all_zero_give_one_line() -> None:
     model = mlp(6, 8, 3)
     with torch.no_grad():

@@ -20,7 +20,7 @@ from qvis.errors import BadArgumentError
 from qvis.layers import Network, Skipped
 from qvis.noise import Estimate, WeightGrid
 from qvis.running import Batch, Runner, Track, silently
-from qvis.words import count
+from qvis.words import count, listed_names
 
 GRANULARITIES = ("tensor", "channel")
 MEASURE = ("none", "top", "all")
@@ -232,7 +232,16 @@ def study_layers(
     study = Study(network, runner, batches, [WeightGrid(width, one) for width in bits for one in granularities], track)
     if not study.layers:
         raise BadArgumentError(f"model: none of its {len(network.layers)} layers can be run on other weights")
-    study.calibrate()
+    try:
+        study.calibrate()
+    except BadArgumentError as error:
+        broken = [name for name, weight in study.weights.items() if not np.isfinite(weight).all()]
+        if not broken:
+            raise
+        raise BadArgumentError(
+            f"model: weights of {listed_names(broken)} are NaN or infinite, and so it returns no numbers; mend them, or"
+            " judge the weights alone, without data"
+        ) from error
     outcome = study.differentiate(passes, seed) if runner.differentiable else Outcome()
     if not runner.differentiable:
         measure = "all"  # nothing is predicted that could tell which to measure
