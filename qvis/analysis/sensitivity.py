@@ -159,7 +159,8 @@ def examine(
     if not batches:
         batches, how = imitated(runner, example, samples, seed)
         source = "made-up inputs"
-        notes.append(f"No data: the inputs are made up ({how}). The ranking is good, the figures may be off by 5 dB.")
+        trust = "Layers are ranked well, figures" if "shaped" in how else "Layers are ranked roughly, figures"
+        notes.append(f"No data: the inputs are made up ({how}). {trust} may be off by several dB.")
     ready = place(ready, model, runner, batches[0], name)
     if selected_layers is not None:
         # the others run on folded weights as well
