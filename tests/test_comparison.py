@@ -168,7 +168,7 @@ def test_swapping_the_models_turns_every_change_around(one: Array, other: Array)
     elements = min(one.shape[1], other.shape[1])
     one, other = one[:size, :elements], other[:size, :elements]
     forth, back = change(one, other), change(other, one)
-    opposite = {"better": "worse", "worse": "better", "same": "same", "unchanged": "unchanged"}
+    opposite = {"better": "worse", "worse": "better", "same": "same", "unchanged": "unchanged", "rounded": "rounded"}
     assert back.verdict == opposite[forth.verdict]
     np.testing.assert_array_equal(back.gain_db, -forth.gain_db)
     for either in (forth, back):

@@ -233,7 +233,7 @@ def _readable(tensor: Tensor) -> Tensor:
     """Its numbers as an ordinary tensor of float32 or float64, the same memory where it can be."""
     import torch
 
-    tensor = tensor.detach()
+    tensor = tensor.clone() if tensor.is_inference() else tensor.detach()
     tensor = tensor.dequantize() if _stored_type(tensor) is not None else tensor
     tensor = tensor if tensor.dtype == torch.float64 else tensor.float()
     return tensor if tensor.numel() == 0 or 0 not in tensor.stride() else tensor.contiguous()

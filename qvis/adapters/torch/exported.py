@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from qvis.adapters.rewritten import Rewritten
 from qvis.adapters.torch.graph import graph_of_export
-from qvis.adapters.torch.parts import RULES, Part, known_type
+from qvis.adapters.torch.parts import BIASED, RULES, Part, known_type
 from qvis.adapters.torch.tensors import Collector, Source, framework
 from qvis.errors import NoGraphError, NotRunnableError
 from qvis.layers import Graph, Network
@@ -57,6 +57,10 @@ class Program:
     calls: list[Call] = field(default_factory=list)
     types: dict[str, str] = field(default_factory=dict)
     """The full name of the class of each module; the outermost module is ``""``."""
+
+    def source(self, path: str) -> Source | None:
+        """The tensor at a path."""
+        return self.parameters.get(path, self.buffers.get(path))
 
     def note_modules(self, stack: Iterable[tuple[str, str]]) -> None:
         """Take in the modules that an operation belongs to, as (name, class)."""
@@ -110,11 +114,25 @@ def read(model: Path | ExportedProgram | fx.GraphModule) -> Network:
     """
     program, name = _program(model)
     found = Collector()
+    biases = _biases(program)
     for path, source, part in _weights(program):
-        found.add(part.name_in(path.rpartition(".")[0]), source, part)
+        bias = biases.get(source.key) if part.op in BIASED else None
+        found.add(part.name_in(path.rpartition(".")[0]), source, part, bias)
     name = program.types.get("", name).rpartition(".")[2]
     parameters = {source.key: source.get().numel() for source in program.parameters.values()}
     return found.network(name, framework(), sum(parameters.values()))
+
+
+def _biases(program: Program) -> dict[Hashable, Source]:
+    """What is added to the channels of a weight's first use, by the key of the weight."""
+    held = {value: source for value, path in program.origins.items() if (source := program.source(path)) is not None}
+    found: dict[Hashable, Source] = {}
+    for call in program.calls:
+        weights, biases = (call.tensors.get(name, []) for name in ("weight", "bias"))
+        for weight, bias in zip(weights, biases, strict=False):
+            if weight in held and bias in held:
+                found.setdefault(held[weight].key, held[bias])
+    return found
 
 
 def _program(model: Path | ExportedProgram | fx.GraphModule) -> tuple[Program, str]:
