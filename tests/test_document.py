@@ -101,7 +101,8 @@ def test_a_report_on_one_model_has_these_fields() -> None:
 
 def test_a_comparison_has_these_fields() -> None:
     document = strict(changes({"a": bad(), "b": bad()}, {"a": gaussian(16, 64)}))
-    assert list(document) == [*HEAD, "unmatched", "skipped"]
+    assert list(document) == [*HEAD[:-1], "equalization", "layers", "unmatched", "skipped"]
+    assert document["equalization"] is None
     assert list(document["model"]) == ["before", "after"]
     (layer,) = document["layers"]
     assert list(layer) == CHANGE

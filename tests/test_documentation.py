@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import typer
 
 import qvis
@@ -54,7 +55,16 @@ def documents() -> list[Document]:
     one, two = (analyze_network(network(seed)) for seed in (0, 1))
     inputs = np.random.default_rng(2).random((4, 1, 8, 8), dtype=np.float32)
     run = qvis.analyze(load_digits_model(), inputs=inputs)
-    return [summarize(one, "weight_ranges"), summarize_changes(compare(one, two)), summarize(run, "sensitivity")]
+    torch.manual_seed(0)
+    linear = (torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 5), torch.nn.Sigmoid(), torch.nn.Linear(5, 3))
+    found = qvis.equalize(torch.nn.Sequential(*linear), inputs.reshape(-1, 4))
+    equalized = summarize_changes(compare(found.before, found.after), found)
+    return [
+        summarize(one, "weight_ranges"),
+        summarize_changes(compare(one, two)),
+        summarize(run, "sensitivity"),
+        equalized,
+    ]
 
 
 BY_LAYER = ("items", "missing")
