@@ -145,8 +145,30 @@ class KerasRunner:
             matrix = source.part.view(to_array(by_weight[self._at(name)]))
             yield Gradient(name, np.ascontiguousarray(matrix), tuple(calls.get(name, ())), places.get(name, -1))
 
+    def imitate(self, example: Batch, samples: int, seed: int = 0) -> tuple[list[Batch], str]:
+        """See :meth:`qvis.running.Runner.imitate`."""
+        from qvis.adapters.keras.imitation import imitate
+
+        def see(batch: Batch) -> tuple[Any, Any]:
+            inputs = *to_tensors((tuple(batch.args), dict(batch.kwargs))), batch.size
+            return self._graphs.run(self._look, self._own, inputs, {}, {})
+
+        return imitate(see, example, samples, seed)
+
     # -----------------------------------------------------------------------------------------------------------------
     # Steps, which TensorFlow traces
+
+    def _look(self, values: Any, inputs: Any, scales: Any, tried: Any) -> tuple[Any, Any]:  # noqa: ARG002
+        """What :mod:`qvis.adapters.keras.imitation` asks of the inputs, on the model's own weights."""
+        from qvis.adapters.keras.imitation import look
+
+        args, kwargs, size = inputs
+
+        def run(tap: Tap) -> None:
+            arranged = arrange(self._end.model, Batch(args, kwargs, None, size))
+            self._outputs(values, (*arranged, None, size), tap, tried)
+
+        return look(self._layers, (args, kwargs), run)
 
     def _forward(self, values: Any, inputs: Any, scales: Any, tried: Any, is_watched: bool = False) -> tuple[Any, Any]:
         """The outputs and what was seen of the layers, as tensors; and what of it is none."""
@@ -198,7 +220,7 @@ class KerasRunner:
                 result = self._end.model(*args, **kwargs, training=False)
             except NotRunnableError as error:
                 raise NotRunnableError(first_line(error)) from None
-            losses = None if self._loss is None else self._loss(labels, result, size)
+            losses = None if self._loss is None or labels is None else self._loss(labels, result, size)
         outputs, notes = self._end.outputs(result) if losses is None else ([losses], [])
         notes += _unseen(sorted(tap.missed))
         self.notes += [note for note in notes if note not in self.notes]

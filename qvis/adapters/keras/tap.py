@@ -144,7 +144,7 @@ class Tap:
 
     def attach(self) -> None:
         """Look at all calls from now on, until :func:`untouched` puts the attributes of the layers back."""
-        self._graph = _current_graph()
+        self._graph = current_graph()
         if self.tape is not None or self.watching or self.grids:
             for entry in self.entries:
                 object.__setattr__(entry.layer, "call", self._stand_in(entry))
@@ -161,7 +161,7 @@ class Tap:
             x = bound.arguments[slot]
             if not isinstance(x, tf.Tensor):
                 return call(*args, **kwargs)
-            if _current_graph() is not self._graph:
+            if current_graph() is not self._graph:
                 if self._graph is not None:
                     raise Escaped
                 self.missed.update(entry.names.values())
@@ -257,7 +257,7 @@ def _rounded(x: Any, grid: Any) -> Any:
     return found
 
 
-def _current_graph() -> Any:
+def current_graph() -> Any:
     """The graph that is being traced, None where operations just run."""
     import tensorflow as tf
 
