@@ -6,6 +6,7 @@ import os
 import random
 import tracemalloc
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -280,7 +281,7 @@ def test_functions_that_call_each_other_without_end(tmp_path: Path) -> None:
 
 
 def test_functions_that_multiply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qvis.adapters.onnx.graph._NODES", 1000)
+    monkeypatch.setattr(import_module("qvis.adapters.onnx.graph"), "_NODES", 1000)  # a function has the same name
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("own", 1)]
     functions = []
     for level in range(20):

@@ -39,7 +39,7 @@ NAMES = {"min": "min", "q25": "25%", "q50": "50%", "mean": "mean", "q75": "75%",
 def model_of(name: str) -> Any:
     from qvis.adapters.digits import load_digits_model
 
-    return load_digits_model() if name == "digits" else mixed_model()
+    return load_digits_model(folded=True) if name == "digits" else mixed_model()  # what the page of the digits shows
 
 
 def finite(rows: Rows) -> Rows:
@@ -142,7 +142,8 @@ def test_the_downloaded_statistics_are_those_of_pandas(visit: Visit, name: str) 
         table = describe_channels(channel_rows(model, layer))
         for field, column in {**NAMES, "relative_range": "relative_range"}.items():
             values = np.array(layers[layer]["statistics"][field], dtype=float)
-            np.testing.assert_allclose(values, table[column], rtol=1e-6, atol=1e-12, err_msg=f"{layer}: {field}")
+            atol = 1e-6 if name == "digits" else 1e-12  # another way of folding rounds otherwise
+            np.testing.assert_allclose(values, table[column], rtol=1e-6, atol=atol, err_msg=f"{layer}: {field}")
     assert "statistics" not in layers["wide"]
 
 
@@ -157,7 +158,8 @@ def test_the_figures_draw_what_pandas_says(visit: Visit, name: str, layers: tupl
             if field == "q50":  # no figure draws the median; the table of channels has it
                 continue
             values = np.array(columns[field], dtype=float)
-            np.testing.assert_allclose(values, table[column], rtol=1e-6, atol=1e-12, err_msg=f"{layer}: {field}")
+            atol = 1e-6 if name == "digits" else 1e-12  # another way of folding rounds otherwise
+            np.testing.assert_allclose(values, table[column], rtol=1e-6, atol=atol, err_msg=f"{layer}: {field}")
         assert columns["label"] == [str(i) for i in range(len(table))]
         assert columns["channel"] == list(range(len(table)))
         with np.errstate(divide="ignore"):
