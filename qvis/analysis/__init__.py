@@ -87,11 +87,11 @@ def analyze(
     """
     from qvis import adapters
     from qvis.analysis.preparing import prepare
-    from qvis.analysis.sensitivity import examine
+    from qvis.analysis.sensitivity import sensitivity as find_sensitivity
 
     bits = checked_bits(bits)
     if sensitivity is None and (inputs is not None or example_inputs is not None):
-        ready, sensitivity = examine(
+        sensitivity = find_sensitivity(
             model,
             inputs,
             example_inputs=example_inputs,
@@ -105,12 +105,15 @@ def analyze(
             name=name,
             track=track,
         )
+        assert sensitivity.network is not None
+        network, refused = sensitivity.network, sensitivity.refused
     else:
         ready = prepare(model, fold=fold, name=name, channel_axis=channel_axis)
         if selected_layers is not None:
             ready = replace(ready, network=adapters.select(ready.network, selected_layers))
-    analysis = analyze_network(ready.network, bits=bits, thresholds=thresholds, progress=progress)
-    return judge(replace(analysis, refused=ready.refused), sensitivity)
+        network, refused = ready.network, ready.refused
+    analysis = analyze_network(network, bits=bits, thresholds=thresholds, progress=progress)
+    return judge(replace(analysis, refused=refused), sensitivity)
 
 
 def analyze_network(

@@ -6,7 +6,7 @@ A *damage* is the power of the output's change relative to the power of the outp
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import isfinite, log, nan
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from qvis.errors import BadArgumentError
-from qvis.layers import FloatArray, Skipped, decibels
+from qvis.layers import FloatArray, Network, Skipped, decibels
 from qvis.noise import Histogram, span
 from qvis.running import Grid
 
@@ -137,6 +137,10 @@ class Sensitivity:
     """Whether damages are of a loss, not of the outputs."""
     skipped: tuple[Skipped, ...] = ()
     """Layers of which nothing can be said, and why."""
+    network: Network | None = field(default=None, repr=False, compare=False)
+    """The layers as they were judged, with normalizations folded in."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Why a normalization was not folded, by its name."""
 
     @cached_property
     def by_name(self) -> dict[str, LayerSensitivity]:

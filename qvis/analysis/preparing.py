@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 
 from qvis import adapters
-from qvis.data import split
-from qvis.errors import NoGraphError
+from qvis.data import example_batch, load_batches, noise_like, split
+from qvis.errors import BadArgumentError, NoGraphError
 from qvis.folding import Folded, fold_network, verify
 from qvis.layers import Network
 from qvis.running import Batch, Runner
@@ -77,9 +78,64 @@ def place(ready: Ready, model: object, runner: Runner, batch: Batch, name: str |
         note = f"{count(len(ready.folded.folds), 'normalization')} folded; the outputs changed by {change:.0e} at most."
         return replace(ready, notes=(*ready.notes, note))
     runner.place({}, {})
-    unfolded = prepare(model, fold=False, name=name)
+    unfolded = prepare(model, example=batch, fold=False, name=name)
     note = f"Normalizations were not folded: that changed the outputs by {change:.1e} of the largest."
     return replace(unfolded, notes=(*ready.notes, note))
+
+
+class Opened(NamedTuple):
+    """A model that is ready to be run, and what to run it on."""
+
+    ready: Ready
+    runner: Runner
+    batches: Sequence[Batch]
+    source: str
+    """What the batches are: ``32 samples``, or ``made-up inputs``."""
+
+
+def open_model(
+    model: object,
+    inputs: object,
+    example_inputs: object,
+    *,
+    labels: object = None,
+    loss: object = None,
+    samples: int,
+    fold: bool = True,
+    name: str | None = None,
+    seed: int = 0,
+) -> Opened:
+    """Load data or have inputs made up, and make the model ready; the arguments are those of ``qvis.sensitivity``."""
+    notes: list[str] = []
+    batches: Sequence[Batch] = ()
+    if inputs is not None:
+        batches = load_batches(inputs, labels=labels, samples=samples, notes=notes)
+    elif example_inputs is None or loss is not None:
+        what = "a loss cannot be judged without data" if loss is not None else "got none"
+        raise BadArgumentError(
+            f"inputs: {what}; give data, or instead example_inputs, of which only shapes and types are used, such as "
+            "(1, 3, 224, 224)"
+        )
+    example = example_batch(example_inputs) if example_inputs is not None else split(batches[0], 2)[0]
+    ready = prepare(model, example=example, fold=fold, name=name)
+    runner = adapters.runner(model, ready.network, loss)
+    source = count(sum(batch.size for batch in batches), "sample")
+    if not batches:
+        batches, how = _imitate(runner, example, samples, seed)
+        source = "made-up inputs"
+        trust = "Layers are ranked well, figures" if "shaped" in how else "Layers are ranked roughly, figures"
+        notes.append(f"No data: the inputs are made up ({how}). {trust} may be off by several dB.")
+    ready = place(ready, model, runner, batches[0], name)
+    return Opened(replace(ready, notes=(*ready.notes, *notes)), runner, batches, source)
+
+
+def _imitate(runner: Runner, example: Batch, samples: int, seed: int) -> tuple[list[Batch], str]:
+    """Inputs made up for a model, and how."""
+    imitate = getattr(runner, "imitate", None)
+    if imitate is None:
+        return noise_like(example, samples, seed), "plain noise"
+    made: tuple[list[Batch], str] = imitate(example, samples, seed)
+    return made
 
 
 def spread_passes(batches: Iterable[Batch], probes: int, seed: int) -> list[Batch]:

@@ -12,15 +12,14 @@ import numpy as np
 from qvis import adapters
 from qvis.analysis.calibration import weight_histogram
 from qvis.analysis.damage import Damage, Draws, InputStatistics, Key, LayerSensitivity, Sensitivity
-from qvis.analysis.preparing import Ready, place, prepare, spread_passes
+from qvis.analysis.preparing import Ready, open_model, spread_passes
 from qvis.analysis.rounding import checked_bits
 from qvis.analysis.study import Change, Outcome, Study
-from qvis.data import example_batch, load_batches, noise_like, split
 from qvis.errors import BadArgumentError
-from qvis.layers import Network, Skipped
+from qvis.layers import Skipped
 from qvis.noise import Estimate, WeightGrid
 from qvis.running import Batch, Runner, Track, silently
-from qvis.words import count, listed_names
+from qvis.words import listed_names
 
 GRANULARITIES = ("tensor", "channel")
 MEASURE = ("none", "top", "all")
@@ -101,72 +100,17 @@ def sensitivity(
     BadArgumentError
         Data that the model cannot take, or an argument out of bounds.
     """
-    return examine(
-        model,
-        inputs,
-        example_inputs=example_inputs,
-        labels=labels,
-        loss=loss,
-        bits=bits,
-        granularity=granularity,
-        measure=measure,
-        samples=samples,
-        probes=probes,
-        fold=fold,
-        selected_layers=selected_layers,
-        name=name,
-        seed=seed,
-        track=track,
-    )[1]
-
-
-def examine(
-    model: Any,
-    inputs: Any = None,
-    *,
-    example_inputs: Any = None,
-    labels: Any = None,
-    loss: Any = None,
-    bits: Sequence[int] | int = (8, 6, 4, 3, 2),
-    granularity: Sequence[str] | str = GRANULARITIES,
-    measure: str = "none",
-    samples: int = SAMPLES,
-    probes: int = PROBES,
-    fold: bool = True,
-    selected_layers: str | Sequence[str] | None = None,
-    name: str | None = None,
-    seed: int = 0,
-    track: Track = silently,
-) -> tuple[Ready, Sensitivity]:
-    """What :func:`sensitivity` does, with the layers as they were judged."""
     widths = tuple(dict.fromkeys(checked_bits(one) for one in _several(bits)))
     granularities = tuple(dict.fromkeys(_several(granularity)))
     _check(widths, granularities, measure, samples=samples, probes=probes, seed=seed)
-    notes: list[str] = []
-    batches: Sequence[Batch] = ()
-    if inputs is not None:
-        batches = load_batches(inputs, labels=labels, samples=samples, notes=notes)
-    elif example_inputs is None or loss is not None:
-        what = "a loss cannot be judged without data" if loss is not None else "got none"
-        raise BadArgumentError(
-            f"inputs: {what}; give data, or instead example_inputs, of which only shapes and types are used, such as "
-            "(1, 3, 224, 224)"
-        )
-    example = example_batch(example_inputs) if example_inputs is not None else split(batches[0], 2)[0]
-    ready = prepare(model, example=example, fold=fold, name=name)
-    runner = adapters.runner(model, ready.network, loss)
-    source = count(sum(batch.size for batch in batches), "sample")
-    if not batches:
-        batches, how = imitated(runner, example, samples, seed)
-        source = "made-up inputs"
-        trust = "Layers are ranked well, figures" if "shaped" in how else "Layers are ranked roughly, figures"
-        notes.append(f"No data: the inputs are made up ({how}). {trust} may be off by several dB.")
-    ready = place(ready, model, runner, batches[0], name)
+    ready, runner, batches, source = open_model(
+        model, inputs, example_inputs, labels=labels, loss=loss, samples=samples, fold=fold, name=name, seed=seed
+    )
     if selected_layers is not None:
         # the others run on folded weights as well
         ready = replace(ready, network=adapters.select(ready.network, selected_layers))
-    result = study_layers(
-        ready.network,
+    return study_layers(
+        ready,
         runner,
         batches,
         passes=spread_passes(batches, probes, seed),
@@ -176,10 +120,8 @@ def examine(
         source=source,
         seed=seed,
         loss=loss is not None,
-        notes=[*ready.notes, *notes],
         track=track,
     )
-    return ready, result
 
 
 def _several(given: Any) -> list[Any]:
@@ -202,17 +144,8 @@ def _check(
             raise BadArgumentError(f"{name}: got {number!r}, expected a whole number of {least} or more")
 
 
-def imitated(runner: Runner, example: Batch, samples: int, seed: int) -> tuple[list[Batch], str]:
-    """Inputs made up for a model, and how."""
-    imitate = getattr(runner, "imitate", None)
-    if imitate is None:
-        return noise_like(example, samples, seed), "plain noise"
-    made: tuple[list[Batch], str] = imitate(example, samples, seed)
-    return made
-
-
 def study_layers(
-    network: Network,
+    ready: Ready,
     runner: Runner,
     batches: Sequence[Batch],
     *,
@@ -223,13 +156,13 @@ def study_layers(
     source: str,
     seed: int = 0,
     loss: bool = False,
-    notes: Sequence[str] = (),
     track: Track = silently,
 ) -> Sensitivity:
     """Find the sensitivity of a model that is ready to be run; :func:`sensitivity` says what the arguments mean.
 
     ``passes`` are the samples again, in the batches in which they are differentiated; ``source`` says what they are.
     """
+    network = ready.network
     study = Study(network, runner, batches, [WeightGrid(width, one) for width in bits for one in granularities], track)
     if not study.layers:
         raise BadArgumentError(f"model: none of its {len(network.layers)} layers can be run on other weights")
@@ -264,8 +197,10 @@ def study_layers(
         total=together["weights"],
         total_inputs={bits: value for (bits, _), value in together["inputs"].items()},
         total_both=together["both"],
-        notes=(*runner.notes, *notes),
+        notes=(*runner.notes, *ready.notes),
         loss=loss,
+        network=network,
+        refused=ready.refused,
         skipped=tuple(
             Skipped(one.name, "cannot be run on other weights") for one in network.layers if one.name not in served
         ),

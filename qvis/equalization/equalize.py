@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +10,10 @@ import numpy as np
 from qvis import adapters
 from qvis.analysis import analyze_network
 from qvis.analysis.damage import Draws, Key
-from qvis.analysis.preparing import Ready, place, prepare, spread_passes
+from qvis.analysis.preparing import Opened, open_model, spread_passes
 from qvis.analysis.rounding import checked_bits
-from qvis.analysis.sensitivity import PROBES, imitated
+from qvis.analysis.sensitivity import PROBES
 from qvis.analysis.study import Change, Study
-from qvis.data import example_batch, load_batches, split
 from qvis.equalization.result import KEPT, Equalization, Pair, Verification
 from qvis.equalization.scales import Scales, assess_scales, optimal_scales
 from qvis.equalization.sites import Sites, find_sites, scaled
@@ -24,7 +22,7 @@ from qvis.equalization.terms import InputTerm, LayerTerm
 from qvis.errors import BadArgumentError, NoGraphError
 from qvis.layers import FloatArray, IntArray, Layer, Node
 from qvis.noise import WeightGrid
-from qvis.running import Batch, Runner, Track, silently
+from qvis.running import Track, silently
 
 WIDTHS = (8, 6, 4)
 GRANULARITIES = ("tensor", "channel")
@@ -95,54 +93,28 @@ def equalize(
     for argument, value, known in (("granularity", granularity, GRANULARITIES), ("method", method, METHODS)):
         if value not in known:
             raise BadArgumentError(f"{argument}: got {value!r}, expected one of {', '.join(map(repr, known))}")
-    notes: list[str] = []
-    batches: Sequence[Batch] = ()
-    if inputs is not None:
-        batches = load_batches(inputs, samples=samples, notes=notes)
-    elif example_inputs is None:
-        raise BadArgumentError("inputs: got none; give data, or example_inputs, of which only the shapes are used")
-    example = example_batch(example_inputs) if example_inputs is not None else split(batches[0], 2)[0]
-    ready = prepare(model, example=example, name=name)
-    if ready.network.graph is None:
-        raise NoGraphError(f"model: it cannot be equalized, {ready.network.no_graph.removeprefix('no graph: ')}")
-    runner = adapters.runner(model, ready.network)
-    source = f"{sum(batch.size for batch in batches)} samples"
-    if not batches:
-        batches, how = imitated(runner, example, samples, seed)
-        source = "made-up inputs"
-        notes.append(f"No data: the inputs are made up ({how}).")
-    ready = place(ready, model, runner, batches[0], name=name)
-    work = _Work(model, ready, runner, batches, source, WeightGrid(bits, granularity), seed, track, notes)
+    opened = open_model(model, inputs, example_inputs, samples=samples, name=name, seed=seed)
+    network = opened.ready.network
+    if network.graph is None:
+        raise NoGraphError(f"model: it cannot be equalized, {network.no_graph.removeprefix('no graph: ')}")
+    work = _Work(model, opened, WeightGrid(bits, granularity), seed, track)
     return work.equalize(method, activations, relu6_as_relu, probes, inplace)
 
 
 class _Work:
     """One model on its way."""
 
-    def __init__(
-        self,
-        model: Any,
-        ready: Ready,
-        runner: Runner,
-        batches: Sequence[Batch],
-        source: str,
-        judged: WeightGrid,
-        seed: int,
-        track: Track,
-        notes: list[str],
-    ) -> None:
+    def __init__(self, model: Any, opened: Opened, judged: WeightGrid, seed: int, track: Track) -> None:
         self.model = model
-        self.ready = ready
-        self.network = ready.network
-        self.batches = batches
-        self.source = source
+        self.ready, runner, self.batches, self.source = opened
+        self.network = self.ready.network
         self.judged = judged
         self.seed = seed
         self.track = track
-        self.notes = notes
+        self.notes: list[str] = []
         widths = dict.fromkeys((judged.bits, *WIDTHS))
         self.grids = [WeightGrid(width, one) for width in widths for one in GRANULARITIES]
-        self.study = Study(self.network, runner, batches, self.grids, track)
+        self.study = Study(self.network, runner, self.batches, self.grids, track)
 
     def equalize(
         self, method: str, activations: bool, relu6_as_relu: bool, probes: int, inplace: bool
