@@ -68,7 +68,7 @@ def summarize_changes(comparison: Comparison, equalization: Equalization | None 
     return {
         **_head("changes_after_optimization", after),
         "model": {"before": _model(before), "after": _model(after)},
-        "verdict": _verdict_on_changes(comparison),
+        "verdict": _verdict_on_changes(comparison, equalization),
         "equalization": None if equalization is None else summarize_equalization(equalization),
         "layers": [{"rank": ranks[change.name], **_change(change)} for change in comparison.layers],
         "unmatched": [asdict(unmatched) for unmatched in comparison.unmatched],
@@ -294,7 +294,7 @@ def _part(number: int, total: int) -> str:
     return {1: "it", 2: "both"}.get(total, f"all {total}")
 
 
-def _verdict_on_changes(comparison: Comparison) -> Document:
+def _verdict_on_changes(comparison: Comparison, equalization: Equalization | None) -> Document:
     total = len(comparison.layers)
     better, worse, same = (comparison.count(verdict) for verdict in ("better", "worse", "same"))
     unchanged, rounded = comparison.count("unchanged"), comparison.count("rounded")
@@ -330,7 +330,10 @@ def _verdict_on_changes(comparison: Comparison) -> Document:
     for side, analysis in (("Before", comparison.before), ("After", comparison.after)):
         if analysis.sensitivity is not None:
             details.append(f"{side}: {tell_totals(analysis.sensitivity, analysis.bits, analysis.thresholds)[0]}")
-    if comparison.before.sensitivity is None or comparison.after.sensitivity is None:
+    if equalization is not None:
+        details.insert(0, plain(sentence))
+        sentence = [(equalization.verdict, "strong")]
+    elif comparison.before.sensitivity is None or comparison.after.sensitivity is None:
         details.append("No data was run: whether the two models compute the same is not known from the weights alone.")
     return {"sentence": sentence, "text": plain(sentence), "details": details}
 
