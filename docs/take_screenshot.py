@@ -1,4 +1,4 @@
-"""Takes the screenshot that the README shows: the report of the shipped model, judged on the pictures that come with it.
+"""Takes the screenshot that the README shows: the report of the shipped model, judged on pictures that come with it.
 
 Run ``make screenshot`` after the look of the page has changed.
 """
