@@ -459,6 +459,10 @@ def test_a_function_that_holds_on_to_the_original_is_named() -> None:
 # Exported programs
 
 
+def network_rows(network: Network, name: str) -> int:
+    return next(len(layer.weight) for layer in network.layers if layer.name == name)
+
+
 def test_an_exported_program_is_rewritten_in_a_copy() -> None:
     model = seeded(Images)
     x = torch.from_numpy(noise(2, 3, 8, 8))
@@ -475,8 +479,13 @@ def test_an_exported_program_is_rewritten_in_a_copy() -> None:
     assert all(torch.equal(program.state_dict[name], one) for name, one in held.items())
     own, _ = adapters.rewrite(program, network, owned(network, program))
     assert torch.equal(own.module()(x), program.module()(x))
+    biased = [layer.name for layer in network.layers if layer.bias is not None]
+    moved = Rewriting(biases={biased[0]: noise(network_rows(network, biased[0]))})
+    same = [adapters.rewrite(one, adapters.read(one), moved)[0] for one in (program, model)]
+    assert torch.equal(same[0].module()(x), same[1](x))
+    bare = next(layer.name for layer in network.layers if layer.bias is None)
     with pytest.raises(BadArgumentError, match="has no bias that could be written"):
-        adapters.rewrite(program, network, Rewriting(biases={"stem": noise(8)}))
+        adapters.rewrite(program, network, Rewriting(biases={bare: noise(network_rows(network, bare))}))
     adapters.rewrite(program, network, rewriting, inplace=True)
     assert torch.equal(program.module()(x), other(x))
 

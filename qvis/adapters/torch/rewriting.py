@@ -105,7 +105,7 @@ def rewrite_program(
     """
     import torch
 
-    from qvis.adapters.torch.exported import _from_export, _from_graph, _is_export, _parts, _roles
+    from qvis.adapters.torch.exported import _biases, _from_export, _from_graph, _is_export, _parts, _roles
 
     program: Any = model
     if isinstance(model, Path):
@@ -116,12 +116,16 @@ def rewrite_program(
             program = torch.export.load(model)
     seen = _from_export(program) if _is_export(program) else _from_graph(cast("fx.GraphModule", program))
     sources = {**seen.parameters, **seen.buffers}
-    roles = _roles(seen)
+    roles, biases = _roles(seen), _biases(seen)
+    paths = {source.key: path for path, source in sources.items()}
     epsilons = _epsilons(program, network) if rewriting.norms else {}
     numbers = _Numbers({path: source.get() for path, source in sources.items()}, epsilons)
     for path, source in sources.items():
         for part in _parts(seen, path, roles.get(source.key)):
-            numbers.layers.setdefault(part.name_in(path.rpartition(".")[0]), (path, part))
+            name = part.name_in(path.rpartition(".")[0])
+            numbers.layers.setdefault(name, (path, part))
+            if part.op in BIASED and source.key in biases:
+                numbers.biases.setdefault(name, paths[biases[source.key].key])
     plan = _planned(numbers, network, rewriting)
     if not inplace and not isinstance(model, Path):
         with warnings.catch_warnings():
