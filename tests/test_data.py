@@ -655,3 +655,11 @@ def test_example_inputs_are_taken_as_they_are() -> None:
     assert example_batch((1, 3, 8, 8)).args[0].shape == (1, 3, 8, 8)
     assert example_batch("2x3").size == 2
     assert example_batch(named) is named
+
+
+def test_a_function_that_gives_a_pair_gives_inputs_and_labels(tmp_path: Path) -> None:
+    code = "import numpy as np\n\ndef pictures():\n    return np.ones((6, 1, 2, 2), np.float32), np.arange(6)\n"
+    (tmp_path / "samples.py").write_text(code, encoding="utf-8")
+    (batch,) = load_batches(f"{tmp_path / 'samples.py'}:pictures")
+    assert batch.args[0].shape == (6, 1, 2, 2)
+    assert list(batch.labels) == list(range(6))

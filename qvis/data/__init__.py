@@ -75,7 +75,8 @@ def load_batches(
           ``labelled`` must say. The inputs in it may be an array, a mapping, or a tuple or list of positional inputs.
         - *A path*: ``.npy``; ``.npz`` with ``x`` and maybe ``y`` (labels), with ``arr_0``, ``arr_1``, ... (positional
           inputs), or with inputs by name; a folder of images, or of folders of images that are the classes; or
-          ``package.module:function`` or ``file.py:function``, code that is run and gives any of the above.
+          ``package.module:function`` or ``file.py:function``, code that is run and gives any of the above, or a pair of
+          inputs and labels.
     labels
         The labels for arrays of all samples that have none yet.
     labelled

@@ -36,7 +36,10 @@ def read(path: str | PathLike[str], images: Images, notes: list[str]) -> tuple[A
             raise BadArgumentError(f"inputs: there is no file {str(path)!r}")
         return _read_npz(file) if suffix == ".npz" else (_read_npy(file), None)
     if isinstance(path, str) and ":" in path and not file.exists():
-        return _call(path), None
+        data = _call(path)
+        # a pair is what loaders of data give: pictures, and what they show
+        pair = isinstance(data, tuple) and len(data) == 2
+        return (data[0], data[1]) if pair else (data, None)
     raise BadArgumentError(f"inputs: {'cannot read' if file.exists() else 'there is no'} {str(path)!r}; {_FORMS}")
 
 
