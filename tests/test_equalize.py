@@ -215,5 +215,9 @@ def test_the_command_writes_the_model_and_says_whether_it_was_worth_it(
     found = json.loads(capsys.readouterr().out)
     assert found["accepted"] is True
     assert output.is_file()
+    content = output.read_bytes()
+    assert main(["equalize", str(output), "--data", str(data), "--output", str(output)]) == 2
+    assert "is the model itself" in capsys.readouterr().err
+    assert output.read_bytes() == content
     assert main(["equalize", model]) == 2
     assert "--data: needed" in capsys.readouterr().err

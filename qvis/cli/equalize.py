@@ -60,6 +60,8 @@ def equalize(
         raise BadArgumentError(
             "--data: needed to run the model; without data, --example-inputs 1x3x224x224 has inputs made up"
         )
+    if output is not None and output.exists() and Path(model).exists() and output.samefile(model):
+        raise BadArgumentError(f"--output: {str(output)!r} is the model itself, which stays as it is; name another")
     with Work() as work:
         work.say("Loading")
         from qvis.equalization.equalize import equalize as run
