@@ -543,7 +543,8 @@ def test_a_model_of_keras_keeps_its_layers_on_the_way_through_tf2onnx(tmp_path: 
         projected = tf.reduce_sum(model(x) * factor)
     kernels = [layer.kernel.value for layer in model.layers if layer.weights]
     exact = {
-        tuple(kernel.shape): gradient.numpy() for kernel, gradient in zip(kernels, tape.gradient(projected, kernels))
+        tuple(kernel.shape): gradient.numpy()
+        for kernel, gradient in zip(kernels, tape.gradient(projected, kernels), strict=True)
     }
     found = named(runner.differentiate(given, lambda _: [factor]))
     assert runner.differentiable, runner.notes
