@@ -52,12 +52,12 @@ def made(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
 
 
 def sites_of(
-    model: nn.Module, *inputs: Tensor, relu6_as_relu: bool = False, shapes: bool = True
+    model: nn.Module, *inputs: Tensor, multiplied: Sequence[str] = (), shapes: bool = True
 ) -> tuple[Sites, Folded]:
     network = network_of(model, *(inputs if shapes else ()))
     assert network.graph is not None
     folded = fold_network(network)
-    return find_sites(network.graph, folded.network, set(folded.norms), relu6_as_relu), folded
+    return find_sites(network.graph, folded.network, set(folded.norms), multiplied=multiplied), folded
 
 
 def affine_of(model: nn.Module, name: str) -> tuple[Any, Any]:
@@ -83,6 +83,8 @@ def rewritten(model: nn.Module, sites: Sites, folded: Folded, scales: Any) -> di
         module = model.get_submodule(name)
         numbers = {"running_mean": norm.mean, "running_var": norm.variance, "weight": norm.scale, "bias": norm.shift}
         tensors |= {f"{name}.{what}": one for what, one in numbers.items() if getattr(module, what) is not None}
+    for name, factors in new.multiplies.items():  # in the weight's place, which undoes it
+        tensors[f"{name}.weight"] = np.asarray(tensors[f"{name}.weight"]) * factors
     for name, (scale, shift) in new.affines.items():
         tensors[f"{name}.weight"] = scale
         if shift is not None:
@@ -147,6 +149,23 @@ def test_without_shapes_less_is_found_and_nothing_changes(name: str) -> None:
         assert reasons["layer2.conv2 -> fc"] == "its shape is not known: give example_inputs"
 
 
+def test_a_multiplication_before_a_linear_sets_its_input_free() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 8), nn.Linear(8, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x).relu()
+            return x + self.down(nn.functional.gelu(self.up(x)))
+
+    model = made(Block)
+    assert pairs(check(model, noise(3, 4))) == []
+    sites = check(model, noise(3, 4), multiplied=["down", "up"])
+    assert pairs(sites) == [((), ("up",), 6), ((), ("down",), 8)]
+    assert not sites.skipped
+
+
 def test_a_residual_stream_is_one_site() -> None:
     site = sites_of(image_model("ResNet"), images())[0].sites[0]
     assert site.producers == ("stem.0", "layer1.conv2")
@@ -163,8 +182,8 @@ def test_relu6_is_refused_and_equalized_where_it_is_replaced() -> None:
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.ReLU6):
-                setattr(module, name, nn.Hardtanh(0, 1e9))
-    sites = check(model, images(), relu6_as_relu=True)
+                setattr(module, name, nn.ReLU())
+    sites = check(model, images())
     assert not sites.skipped
     assert sites.count == 8 + 16 + 16 + 16 + 16 + 12 + 16
 

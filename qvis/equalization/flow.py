@@ -20,6 +20,7 @@ from qvis.layers import Graph, IntArray, Layer, Network, Node
 LAYERS = ("conv", "conv_transpose", "linear")
 NORMS = ("layer_norm", "rms_norm", "group_norm")
 NO_SHAPE = "its shape is not known: give example_inputs"
+_NOTHING: tuple[IntArray, IntArray] = (np.zeros(0, np.intp), np.zeros(0, np.intp))
 _ELEMENTWISE = ("relu", "leaky_relu", "prelu", "identity", "dropout")
 
 
@@ -32,13 +33,14 @@ class Flow(Moving):
         network: Network,
         folded_norms: Collection[str],
         affines: Collection[str] | None,
-        relu6_as_relu: bool,
+        multiplied: Collection[str],
     ) -> None:
         super().__init__(graph, network)
         self.layers = {layer.name: layer for layer in network.layers}
         self.folded_norms = folded_norms
         self.writable = affines
-        self.relu6_as_relu = relu6_as_relu
+        self.multiplied: dict[str, tuple[IntArray, IntArray]] = dict.fromkeys(multiplied, _NOTHING)
+        """By layer with a multiplication of its own before it: what reaches that, and what enters the layer."""
         self.tensors: dict[str, Channels] = {}
         self.outputs: dict[str, IntArray] = {}
         self.inputs: dict[str, IntArray] = {}
@@ -137,6 +139,8 @@ class Flow(Moving):
             fits = f"the weight of {node.layer!r} does not fit what it takes"
             return fits if node.shape and source.shape else NO_SHAPE
         columns = np.array(np.broadcast_to(columns, count))
+        if node.layer in self.multiplied:
+            columns = self._multiplied(node, columns)
         if node.layer not in self.outputs:
             self.inputs[node.layer], self.outputs[node.layer] = columns, self.variables.new(rows)
             if node.attributes.get("bias", True) and (layer.stored or layer).bias is None:
@@ -145,6 +149,16 @@ class Flow(Moving):
             return f"the weight of {node.layer!r} is used in several ways"
         self.variables.tie(self.inputs[node.layer], columns)
         return ""
+
+    def _multiplied(self, node: Node, reaching: IntArray) -> IntArray:
+        """What enters a layer has variables of its own where a multiplication by any numbers comes before."""
+        known, entering = self.multiplied[node.layer]
+        if not len(entering):
+            known, entering = reaching, self.variables.new(len(reaching))
+            self.multiplied[node.layer] = known, entering
+        if len(known) == len(reaching):  # else the layer is refused
+            self.variables.tie(known, reaching)
+        return entering
 
     # -- normalizations
 
@@ -181,10 +195,9 @@ class Flow(Moving):
 
     def _clip(self, node: Node, given: list[Channels]) -> Channels | None:
         low, high = (node.attributes.get(one, nan) for one in ("low", "high"))
-        bounded = low == 0 and high is not None and high > 0
-        if {low, high} <= {0, None} or (bounded and self.relu6_as_relu):
+        if {low, high} <= {0, None}:
             return self._elementwise(node, given)
-        if not bounded:
+        if not (low == 0 and high is not None and high > 0):
             return self._stop(node, given)
         name = "ReLU6" if high == 6 else f"a ReLU up to {high:g}"
         return self._stop(

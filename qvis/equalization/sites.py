@@ -60,6 +60,9 @@ class Sites:
     """By folded normalization, (channels,): what it adds is multiplied by this."""
     affines: Mapping[str, IntArray]
     """By the name of the node of a layer, RMS or group normalization, (channels,): for its factor and shift."""
+    multiplied: Mapping[str, tuple[IntArray, IntArray]]
+    """By layer with a multiplication of its own before it: what reaches that, and what enters the layer; (channels,)
+    each. It multiplies by the second over the first."""
     sites: tuple[Site, ...]
     skipped: tuple[Skipped, ...]
     """Connections ``A -> B`` between layers that cannot be equalized, and why."""
@@ -71,8 +74,8 @@ def find_sites(
     graph: Graph,
     network: Network,
     folded_norms: Collection[str] = frozenset(),
-    relu6_as_relu: bool = False,
     affines: Collection[str] | None = None,
+    multiplied: Collection[str] = (),
 ) -> Sites:
     """Find all channels that can be scaled.
 
@@ -86,14 +89,15 @@ def find_sites(
         The layers, folded or not.
     folded_norms
         The batch normalizations that are folded into layers, so that they only add a number to each channel.
-    relu6_as_relu
-        Whether ReLU6 counts as ReLU: then the caller has to replace it.
     affines
         The nodes of layer, RMS and group normalizations whose numbers can be rewritten; None for all of them.
+    multiplied
+        Layers of the kind ``linear`` that get a multiplication before them, which sets what enters them free.
     """
-    flow = Flow(graph, network, folded_norms, affines, relu6_as_relu)
+    flow = Flow(graph, network, folded_norms, affines, multiplied)
     flow.follow()
-    made = [*flow.outputs.values(), *flow.affines.values()]
+    inserted = {name: ids for name, ids in flow.multiplied.items() if len(ids[1]) and name not in flow.refused}
+    made = [*flow.outputs.values(), *flow.affines.values(), *(entering for _, entering in inserted.values())]
     kept = np.intersect1d(_free(flow, made), _free(flow, flow.inputs.values()))
 
     def number(ids: IntArray) -> IntArray:
@@ -115,6 +119,7 @@ def find_sites(
         inputs=inputs,
         norms={name: ids for name in flow.norms if np.any((ids := number(flow.norms[name])) >= 0)},
         affines={name: ids for name, ids in numbered.items() if np.any(ids >= 0)},
+        multiplied={name: (number(reaching), number(entering)) for name, (reaching, entering) in inserted.items()},
         sites=(),
         skipped=tuple(_skipped(flow, {**outputs, **numbered}, inputs)),
         calls=calls,
@@ -182,7 +187,7 @@ def _skipped(flow: Flow, made: Mapping[str, IntArray], taken: Mapping[str, IntAr
         sources[node.name] = dict.fromkeys(users) if users else before
         for one in before:
             for other in users:
-                if not _share(made.get(one), taken.get(other)):
+                if other not in flow.multiplied and not _share(made.get(one), taken.get(other)):
                     found.setdefault((one, _reason(flow, one, other)), {})[other] = None
     return [Skipped(f"{one} -> {_listed(list(others))}", reason) for (one, reason), others in found.items()]
 
@@ -270,6 +275,10 @@ def scaled(
         biases,
         {name: _scale_norm(_given("norms", name, norms), whole[ids]) for name, ids in sites.norms.items()},
         {name: _scale_affine(_given("affines", name, affines), whole[ids]) for name, ids in sites.affines.items()},
+        multiplies={
+            name: (whole[entering] / whole[reaching]).astype(np.float32)
+            for name, (reaching, entering) in sites.multiplied.items()
+        },
     )
 
 
