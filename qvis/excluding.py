@@ -110,9 +110,7 @@ class Setting:
         )
 
 
-def exclusions(
-    analysis: Model, tool: str = "onnxruntime", layers: str | Sequence[str] | None = None
-) -> Exclusion:
+def exclusions(analysis: Model, tool: str = "onnxruntime", layers: str | Sequence[str] | None = None) -> Exclusion:
     """Write down how a tool is told to keep layers in float.
 
     Parameters

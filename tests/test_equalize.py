@@ -70,9 +70,7 @@ def test_the_equalized_model_computes_the_same(equalized: qvis.Equalization, pic
     assert equalized.verification.relative < 1e-5
 
 
-def test_rounding_it_does_far_less_damage_measured_by_hand(
-    equalized: qvis.Equalization, pictures: np.ndarray
-) -> None:
+def test_rounding_it_does_far_less_damage_measured_by_hand(equalized: qvis.Equalization, pictures: np.ndarray) -> None:
     def damage(model: nn.Module) -> float:
         rounded = copy.deepcopy(model)
         with torch.no_grad():
@@ -142,14 +140,17 @@ def test_a_model_without_a_place_to_scale_is_left_alone_and_told_why() -> None:
 
 
 def test_what_would_make_it_worse_is_left_out(pictures: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qvis.equalization import equalize as module
+    from qvis.equalization import work as module
     from qvis.equalization.scales import assess_scales
 
     def bad(count: int, layers, inputs, bits: int, granularity: str):  # type: ignore[no-untyped-def]
-        x = np.random.default_rng(0).normal(0, 3, count)
-        return assess_scales(x, layers, inputs, bits, granularity)
+        return assess_scales(anything(count, layers), layers, inputs, bits, granularity)
+
+    def anything(count: int, layers):  # type: ignore[no-untyped-def]
+        return np.random.default_rng(0).normal(0, 3, count)
 
     monkeypatch.setattr(module, "optimal_scales", bad)
+    monkeypatch.setattr(module, "square_root_scales", anything)
     result = qvis.equalize(uneven(), pictures, granularity="channel")
     assert not result.accepted
     assert result.verdict.startswith("Not worth it, and left out")

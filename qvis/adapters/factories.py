@@ -141,8 +141,7 @@ def _check_needs_nothing(factory: Any, spec: str) -> None:
         signature.bind()
     except TypeError as error:
         raise BadArgumentError(
-            f"model: {spec!r} cannot be called without arguments ({error}); "
-            "give a function that makes it by itself"
+            f"model: {spec!r} cannot be called without arguments ({error}); give a function that makes it by itself"
         ) from error
 
 

@@ -157,4 +157,3 @@ def _hands_on(node: Node, folded: Collection[str]) -> bool:
 
 def _applies_once(graph: Graph, node: Node) -> bool:
     return node.op in APPLYING and len(graph.calls.get(node.layer, ())) == 1
-

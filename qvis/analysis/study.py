@@ -51,6 +51,15 @@ class Change(NamedTuple):
     """The grids of what enters layers."""
 
 
+class Draw(NamedTuple):
+    """One draw of the rounding."""
+
+    batch: Batch
+    """The samples that it is measured on."""
+    stretch: Mapping[str, float]
+    """By how much larger the step of each layer is."""
+
+
 class Outcome(NamedTuple):
     """How the backward passes went."""
 
@@ -131,6 +140,8 @@ class Study:
     ) -> None:
         served = set(runner.layers)
         self.runner = runner
+        self.reference = runner
+        """Whose outputs those with rounded numbers are compared with."""
         self.batches = batches
         self.grids = tuple(grids)
         self.bits = tuple(dict.fromkeys(grid.bits for grid in grids))
@@ -150,8 +161,11 @@ class Study:
 
     # -- calibrate ----------------------------------------------------------------------------------------------------
 
-    def calibrate(self) -> None:
-        """Run all samples for the power of the outputs, what enters the layers, and the noise in what leaves them."""
+    def calibrate(self, *, locally: bool = True) -> None:
+        """Run all samples for the power of the outputs and what enters the layers.
+
+        With ``locally`` also for what rounding does to each layer's own outputs, see :meth:`output_sqnr`.
+        """
         powers: list[list[float]] = []
         for batch in self.track(self.batches, "Calibrating"):
             outputs = self.runner.run(batch, watch=lambda passage, batch=batch: self._see(passage, batch))  # type: ignore[misc]
@@ -166,7 +180,7 @@ class Study:
         self.power = np.sum(powers, axis=0) / self.samples
         if not np.isfinite(self.power).all():
             raise BadArgumentError("inputs: the model returns NaN or infinite numbers for them; give others")
-        for granularity in dict.fromkeys(grid.granularity for grid in self.grids):
+        for granularity in dict.fromkeys(grid.granularity for grid in self.grids if locally):
             # what rounding does to the layers' own outputs varies little between samples: one batch is enough
             grid = WeightGrid(self.bits[0], granularity)
             others = {name: round_weight(weight, grid) for name, weight in self.weights.items()}
@@ -282,7 +296,7 @@ class Study:
         exact: list[FloatArray] = []
         for batch, index in self.track(steps, "Measuring"):
             if index < 0:
-                exact = self.runner.run(batch)
+                exact = self.reference.run(batch)
             else:
                 noise[index] += self._noise(batch, exact, changes[index])
         return [float(one) for one in noise / self.samples]
@@ -294,23 +308,22 @@ class Study:
         step of every layer larger by a random share of up to :data:`STRETCH`. Each has a part of the samples of its
         own, as far as they go round, so that all draws together cost no more than one over all samples.
         """
-        pieces = self._pieces()
-        found = np.zeros((len(changes), len(pieces)))
-        generator = np.random.default_rng(seed)
-        steps = [(draw, change) for draw in range(len(pieces)) for change in range(-1, len(changes))]
+        draws = self.draws(seed)
+        found = np.zeros((len(changes), len(draws)))
+        steps = [(draw, change) for draw in range(len(draws)) for change in range(-1, len(changes))]
         exact: list[FloatArray] = []
-        stretch: dict[str, float] = {}
         for draw, index in self.track(steps, "Measuring all layers at once"):
+            piece, stretch = draws[draw]
             if index < 0:
-                exact = self.runner.run(pieces[draw])
-                stretch = {name: 1 + STRETCH * generator.random() for name in self.weights}
+                exact = self.reference.run(piece)
             else:
-                found[index, draw] = self._noise(pieces[draw], exact, changes[index], stretch) / pieces[draw].size
-        sizes = np.array([piece.size for piece in pieces], dtype=np.float64)
-        means = found @ sizes / sizes.sum()
-        with np.errstate(divide="ignore"):
-            spread = np.log10(np.maximum(found, np.finfo(float).tiny)).std(axis=1, ddof=1) * 10
-        return [Draws(float(mean), float(sd) if mean > 0 else 0.0) for mean, sd in zip(means, spread, strict=True)]
+                found[index, draw] = self._noise(piece, exact, changes[index], stretch) / piece.size
+        return [average(noises, draws) for noises in found]
+
+    def draws(self, seed: int = 0) -> list[Draw]:
+        """The samples and the steps of each draw of the rounding; the same for the same seed."""
+        generator = np.random.default_rng(seed)
+        return [Draw(one, {name: 1 + STRETCH * generator.random() for name in self.weights}) for one in self._pieces()]
 
     def _pieces(self) -> list[Batch]:
         """Batches for the draws, at least :data:`DRAWS`; of few samples each is there several times."""
@@ -327,14 +340,28 @@ class Study:
             name: round_weight(self.weights[name], grid, stretch.get(name, 1.0))
             for name, grid in change.weights.items()
         }
-        inputs = {
-            name: replace(grid, step=grid.step * stretch.get(name, 1.0)) for name, grid in change.inputs.items()
-        }
-        outputs = self.runner.run(batch, weights=weights, grids=inputs)
+        inputs = {name: stretched(grid, stretch.get(name, 1.0)) for name, grid in change.inputs.items()}
+        return self.relative_noise(self.runner.run(batch, weights=weights, grids=inputs), exact)
+
+    def relative_noise(self, outputs: Sequence[FloatArray], exact: Sequence[FloatArray]) -> float:
+        """How far outputs are from the exact ones, relative to a sample's mean output power; the sum over samples."""
         _check_shapes(outputs, exact)
         moved = np.array([power(a.astype(np.float64) - b) for a, b in zip(outputs, exact, strict=True)])
         used = self.power > 0
         return float((moved[used] / self.power[used]).mean())
+
+
+def stretched(grid: Grid, by: float) -> Grid:
+    """The same grid with a larger step."""
+    return replace(grid, step=grid.step * by)
+
+
+def average(noises: FloatArray, draws: Sequence[Draw]) -> Draws:
+    """The mean over draws of the noise for one sample, and its spread; (draws,)."""
+    sizes = np.array([draw.batch.size for draw in draws], dtype=np.float64)
+    mean = float(noises @ sizes / sizes.sum())
+    spread = float(np.log10(np.maximum(noises, np.finfo(float).tiny)).std(ddof=1) * 10)
+    return Draws(mean, spread if mean > 0 else 0.0)
 
 
 def _check_shapes(outputs: Sequence[FloatArray], exact: Sequence[FloatArray]) -> None:

@@ -36,9 +36,7 @@ def demo(out: OutDir = Path("qvis-report")) -> None:
 
         check_index(out)
         model, (pictures, _) = load_digits_model(), load_digits_samples()
-        judged = analyze(
-            model, inputs=pictures, measure="top", name=FOLDED, progress=work.layers, track=work.steps
-        )
+        judged = analyze(model, inputs=pictures, measure="top", name=FOLDED, progress=work.layers, track=work.steps)
         stored, folded = (analyze(model, fold=fold, name=name) for fold, name in ((False, TRAINED), (True, FOLDED)))
         work.say("Writing")
         comparison = compare(stored, folded)

@@ -29,6 +29,13 @@ class Method(str, Enum):
     square_root = "square-root"
 
 
+class Means(str, Enum):
+    """Where the means of what enters layers come from."""
+
+    inputs = "inputs"
+    analytic = "analytic"
+
+
 def equalize(
     model: Model,
     output: Annotated[
@@ -46,7 +53,21 @@ def equalize(
     ] = False,
     activations: Annotated[bool, typer.Option("--activations", help="Also for activations of the same width.")] = False,
     method: Annotated[Method, typer.Option(help="How scales are chosen.")] = Method.noise,
-    relu6_as_relu: Annotated[bool, typer.Option("--relu6-as-relu", help="Scale through ReLU6, and verify.")] = False,
+    replace_relu6: Annotated[
+        bool, typer.Option("--replace-relu6", help="Put ReLU in place of ReLU6 where that helps.")
+    ] = False,
+    multiply: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--multiply", metavar="LAYER", help="Insert a multiplication before a Linear; 'offered': where it pays."
+        ),
+    ] = None,
+    absorb_biases: Annotated[
+        bool, typer.Option("--absorb-biases", help="Absorb high biases where that helps; with --activations.")
+    ] = False,
+    correct_biases: Annotated[
+        Means | None, typer.Option(help="Take the mean of what rounding does out of biases, where that helps.")
+    ] = None,
     samples: Samples = 32,
     formats: Formats = [Format.html],  # noqa: B006 (Typer copies it)
     name: Name = None,
@@ -56,9 +77,10 @@ def equalize(
 
     The model computes the same, which is verified; where it does not help, it is left out, and that is said.
     """
-    if data is None and example_inputs is None:
+    if data is None and example_inputs is None and method is Method.noise:
         raise BadArgumentError(
-            "--data: needed to run the model; without data, --example-inputs 1x3x224x224 has inputs made up"
+            "--data: needed to run the model; without data, --example-inputs 1x3x224x224 has inputs made up, and "
+            "--method square-root runs nothing"
         )
     if output is not None and output.exists() and Path(model).exists() and output.samefile(model):
         raise BadArgumentError(f"--output: {str(output)!r} is the model itself, which stays as it is; name another")
@@ -67,6 +89,7 @@ def equalize(
         from qvis.equalization.equalize import equalize as run
         from qvis.report.document import jsonable
         from qvis.report.equalization import summarize_equalization
+        from qvis.words import count
 
         found = run(
             open_model(model, weights),
@@ -76,7 +99,10 @@ def equalize(
             granularity="channel" if per_channel else "tensor",
             activations=activations,
             method=method.value.replace("-", " "),
-            relu6_as_relu=relu6_as_relu,
+            replace_relu6=replace_relu6,
+            multiply="offered" if multiply == ["offered"] else multiply or (),
+            absorb_biases=absorb_biases,
+            correct_biases=None if correct_biases is None else correct_biases.value,
             samples=samples,
             name=name,
             track=work.steps,
@@ -94,13 +120,18 @@ def equalize(
         print(*(f"wrote {path}" for path in paths), sep="\n", file=sys.stderr)
         return
     print(found.verdict)
-    for row in document["kept"]:
+    for row in (document["verified"] or {"kept": ()})["kept"]:
         print(
             f"  int{row['bits']} per {row['granularity']:8} {row['before_db']:6.1f} ± {row['before_spread_db']:.1f} dB"
             f"  ->  {row['after_db']:6.1f} ± {row['after_spread_db']:.1f} dB"
         )
-    print(f"{len(found.pairs)} sites scaled, {len(found.skipped)} connections left alone; the outputs changed by")
-    print(f"{found.verification.relative:.0e} of the largest, on {found.verification.source}.")
-    for note in found.notes:
-        print(note)
+    print(f"{count(len(found.pairs), 'site')} scaled, {count(len(found.skipped), 'connection')} left alone.")
+    if found.verification is not None:
+        print(
+            f"The outputs change by {found.verification.relative:.0e} of the largest, on {found.verification.source}."
+        )
+    print(*found.steps, *found.notes, sep="\n", end="\n" if found.steps or found.notes else "")
+    if found.offers and not multiply:
+        print("A multiplication inserted by --multiply would help:")
+        print(*(f"  {offer}" for offer in found.offers), sep="\n")
     print(*["", *paths] if paths else [], sep="\n")

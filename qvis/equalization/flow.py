@@ -274,6 +274,7 @@ class Flow(Moving):
                 self.variables.fix(other.ids, f"{node.op} {node.name!r} takes it, of which only one side can be scaled")
             self._products = left
 
+
 def _plain(node: Node) -> str:
     """Its name without the number of the call."""
     return node.name.partition("@")[0]

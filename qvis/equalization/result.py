@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from qvis.analysis.damage import Draws, Key
-from qvis.layers import Analysis, FloatArray, Skipped, decibels
+from qvis.equalization.offers import Offer
+from qvis.equalization.scales import PredictedDamage
+from qvis.layers import Analysis, FloatArray, Network, Skipped, decibels
+from qvis.running import Batch
 
 if TYPE_CHECKING:
     from qvis.report import Report
@@ -24,7 +28,7 @@ class Pair:
     """Channels that were scaled: what makes them, and what takes them."""
 
     producers: tuple[str, ...]
-    """Layers whose output channels were multiplied."""
+    """Layers and normalizations whose output channels were multiplied; none where a multiplication was inserted."""
     consumers: tuple[str, ...]
     """Layers whose input channels were divided."""
     through: tuple[str, ...]
@@ -33,7 +37,7 @@ class Pair:
     """The factors, (channels,)."""
 
     def __str__(self) -> str:
-        return f"{', '.join(self.producers)} -> {', '.join(self.consumers)}"
+        return f"{', '.join(self.producers) or 'a multiplication'} -> {', '.join(self.consumers)}"
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,9 @@ class Verification:
     """The largest change of an output."""
     relative: float
     """The same relative to the largest output."""
+    judged: tuple[Draws, Draws]
+    """Damage before and after of what it was equalized for, by which it is accepted: of all weights rounded at once,
+    and of what enters layers where activations were to be rounded too."""
     before: Mapping[Key, Draws]
     """Damage of all weights rounded at once, of the folded model; the mean over draws of the rounding."""
     after: Mapping[Key, Draws]
@@ -54,12 +61,34 @@ class Verification:
 
     def gain_db(self, bits: int = 8, granularity: str = "tensor") -> float:
         """How many dB of the output more are kept."""
-        before, after = self.before[bits, granularity], self.after[bits, granularity]
-        return decibels(1.0, after.mean) - decibels(1.0, before.mean)
+        before, after = self.sqnr_db(bits, granularity)
+        return after - before
 
     def sqnr_db(self, bits: int = 8, granularity: str = "tensor") -> tuple[float, float]:
         """What is kept of the output before and after, in dB."""
         return decibels(1.0, self.before[bits, granularity].mean), decibels(1.0, self.after[bits, granularity].mean)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that changes the function a little, which was asked for."""
+
+    kind: str
+    """``ReLU6``, ``absorption`` or ``bias correction``."""
+    kept: bool
+    """Whether it is in the model: only where it helps."""
+    text: str
+    before: Draws | None = None
+    """The damage without it, as in :attr:`Verification.judged`; None where there was nothing to do."""
+    after: Draws | None = None
+    """The damage with it, of what it changes in the function too."""
+
+    def __str__(self) -> str:
+        if self.before is None or self.after is None:
+            return self.text
+        before, after = decibels(1.0, self.before.mean), decibels(1.0, self.after.mean)
+        result = "kept" if self.kept else "left out, since it does not help"
+        return f"{self.text} {before:.1f} dB become {after:.1f}: {result}."
 
 
 @dataclass(frozen=True)
@@ -72,8 +101,8 @@ class Equalization:
     """What was scaled."""
     skipped: list[Skipped]
     """What was not, and why."""
-    verification: Verification
-    """How well the function is kept, and what it brought."""
+    verification: Verification | None
+    """How well the function is kept, and what it brought; None where there was nothing to run the model on."""
     found: int
     """How many sites there are where channels can be scaled."""
     accepted: bool
@@ -84,23 +113,53 @@ class Equalization:
     """What it was equalized for."""
     granularity: str
     """``tensor`` or ``channel``."""
-    predicted: tuple[float, float]
-    """Damage of all layers by the noise model, before and after."""
-    before: Analysis = field(repr=False)
-    after: Analysis = field(repr=False)
+    activations: bool = False
+    """Whether it was judged with activations rounded too."""
+    function_kept: bool = True
+    """Whether the scaled model computes the same."""
+    predicted: tuple[PredictedDamage, PredictedDamage] | None = None
+    """Damage by the noise model, before and after; None where there was nothing to run the model on."""
+    offers: list[Offer] = field(default_factory=list)
+    """Multiplications that could be inserted with ``multiply``, the most helpful one first."""
+    steps: list[Step] = field(default_factory=list)
+    """What became of the options that change the function."""
     notes: tuple[str, ...] = ()
+    sides: tuple[Network | Analysis, Network] = field(repr=False, kw_only=True)
+    source: object = field(repr=False, kw_only=True)
+    """The model that was given."""
+    example: Batch | None = field(default=None, repr=False)
+    """A sample to run the model on."""
+
+    @cached_property
+    def before(self) -> Analysis:
+        """The weights before, normalizations folded."""
+        side = self.sides[0]
+        return side if isinstance(side, Analysis) else self._analyzed(side)
+
+    @cached_property
+    def after(self) -> Analysis:
+        """The weights after."""
+        return self._analyzed(self.sides[1])
+
+    def _analyzed(self, network: Network) -> Analysis:
+        from qvis.analysis import analyze_network
+
+        return analyze_network(network, bits=self.bits)
 
     @property
     def verdict(self) -> str:
         """Whether it was worth it, in one sentence."""
-        before, after = self.verification.sqnr_db(self.bits, self.granularity)
-        spread = self.verification.after[self.bits, self.granularity].spread_db
+        if not self.found:
+            return "Nothing was equalized: no channels can be scaled without changing the function."
+        if self.verification is None:
+            return "Scaled by the square-root rule, unseen: give inputs, and it is verified and measured."
+        before, after = (decibels(1.0, draws.mean) for draws in self.verification.judged)
+        spread = self.verification.judged[1].spread_db
         grid = "one grid per tensor" if self.granularity == "tensor" else "a grid per channel"
-        if self.verification.relative > KEPT:
+        grid += " and rounded activations" if self.activations else ""
+        if not self.function_kept:
             return "Left out: the scaled model does not compute the same."
         if not self.accepted:
-            if not self.found:
-                return "Nothing was equalized: no channels can be scaled without changing the function."
             return f"Not worth it, and left out: the output would keep {after:.1f} dB instead of {before:.1f}, {grid}."
         worth = "worth it" if after - before > NOTICEABLE_DB else "hardly worth it"
         return (
@@ -123,11 +182,11 @@ class Equalization:
         Raises
         ------
         OutputError
-            The format does not suit, or the file cannot be written.
+            The format does not suit, ``path`` is the file that the model came from, or it cannot be written.
         """
         from qvis import adapters
 
-        adapters.save(self.model, path)
+        adapters.save(self.model, path, example=self.example, source=self.source)
 
     def __repr__(self) -> str:
         return f"<equalization, {len(self.pairs)} sites: {self.verdict}>"

@@ -80,18 +80,22 @@ def visualize_weight_ranges(
     OutputError
         The folder cannot be written, or holds a file of that name that qvis did not write.
     """
-    analysis = model if isinstance(model, Analysis) else analyze(
-        model,
-        selected_layers=selected_layers,
-        bits=bits,
-        thresholds=thresholds,
-        name=name,
-        channel_axis=channel_axis,
-        inputs=inputs,
-        example_inputs=example_inputs,
-        fold=fold,
-        progress=progress,
-        track=track,
+    analysis = (
+        model
+        if isinstance(model, Analysis)
+        else analyze(
+            model,
+            selected_layers=selected_layers,
+            bits=bits,
+            thresholds=thresholds,
+            name=name,
+            channel_axis=channel_axis,
+            inputs=inputs,
+            example_inputs=example_inputs,
+            fold=fold,
+            progress=progress,
+            track=track,
+        )
     )
     return Report(summarize(analysis, "weight_ranges"), analysis.layers).write(out_dir, formats)
 
@@ -117,18 +121,22 @@ def visualize_relative_weight_ranges(
     The arguments, and what is raised, are those of :func:`visualize_weight_ranges`; so is what is found. The figures of
     relative ranges come first.
     """
-    analysis = model if isinstance(model, Analysis) else analyze(
-        model,
-        selected_layers=selected_layers,
-        bits=bits,
-        thresholds=thresholds,
-        name=name,
-        channel_axis=channel_axis,
-        inputs=inputs,
-        example_inputs=example_inputs,
-        fold=fold,
-        progress=progress,
-        track=track,
+    analysis = (
+        model
+        if isinstance(model, Analysis)
+        else analyze(
+            model,
+            selected_layers=selected_layers,
+            bits=bits,
+            thresholds=thresholds,
+            name=name,
+            channel_axis=channel_axis,
+            inputs=inputs,
+            example_inputs=example_inputs,
+            fold=fold,
+            progress=progress,
+            track=track,
+        )
     )
     return Report(summarize(analysis, "relative_weight_ranges"), analysis.layers).write(out_dir, formats)
 

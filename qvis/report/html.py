@@ -23,12 +23,35 @@ from qvis.report.rows import find_overview, find_rows
 from qvis.words import count, visible
 
 STYLES = (
-    "page", "tools", "verdict", "overview", "heatmap", "table", "detail", "damage", "exclusions", "equalization",
-    "glossary", "left_out", "help", "narrow", "print",
+    "page",
+    "tools",
+    "verdict",
+    "overview",
+    "heatmap",
+    "table",
+    "detail",
+    "damage",
+    "exclusions",
+    "equalization",
+    "glossary",
+    "left_out",
+    "help",
+    "narrow",
+    "print",
 )
 SCRIPTS = (
-    "page", "canvas", "damage", "distributions", "figures", "table", "overview", "heatmap", "detail", "exclusions",
-    "tools", "start",
+    "page",
+    "canvas",
+    "damage",
+    "distributions",
+    "figures",
+    "table",
+    "overview",
+    "heatmap",
+    "detail",
+    "exclusions",
+    "tools",
+    "start",
 )
 """Files in ``templates/widgets``, in the order in which they are joined."""
 
@@ -65,8 +88,10 @@ def render_html(document: Document) -> str:
         "unreliable": round(100 * UNRELIABLE),
     }
     template = "changes.html.jinja" if changes else "report.html.jinja"
-    return environment().get_template(template).render(
-        document=document, page=page, rows=find_rows(document), overview=find_overview(document)
+    return (
+        environment()
+        .get_template(template)
+        .render(document=document, page=page, rows=find_rows(document), overview=find_overview(document))
     )
 
 

@@ -38,13 +38,17 @@ def render_index(documents: Sequence[Document], *, title: str, lead: str) -> str
     lead
         A sentence or two above the list.
     """
-    return environment().get_template("index.html.jinja").render(
-        title=title,
-        lead=lead,
-        version=__version__,
-        css=Markup("\n".join(read_widget(f"{name}.css") for name in STYLES)),
-        model=_models(documents[0])[-1],
-        entries=[_entry(document) for document in documents],
+    return (
+        environment()
+        .get_template("index.html.jinja")
+        .render(
+            title=title,
+            lead=lead,
+            version=__version__,
+            css=Markup("\n".join(read_widget(f"{name}.css") for name in STYLES)),
+            model=_models(documents[0])[-1],
+            entries=[_entry(document) for document in documents],
+        )
     )
 
 
@@ -84,4 +88,3 @@ def _entry(document: Document) -> dict[str, Any]:
 def _models(document: Document) -> list[dict[str, Any]]:
     model = document["model"]
     return [model["before"], model["after"]] if is_changes(document) else [model]
-

@@ -88,7 +88,8 @@ def _change_rows(document: Document) -> Iterable[dict[str, Any]]:
             "severity_before": layer["severity_before"],
             "verdict": layer["verdict"],
             "gain": _sortable(gain),
-            "gain_text": layer["verdict"] if layer["verdict"] in ("same", "unchanged", "rounded") or not isfinite(gain)
+            "gain_text": layer["verdict"]
+            if layer["verdict"] in ("same", "unchanged", "rounded") or not isfinite(gain)
             else f"{gain:+.1f} dB".replace("-", "−"),
             "before": _measures(layer["before"]),
             "after": _measures(layer["after"]),

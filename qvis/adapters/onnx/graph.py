@@ -36,7 +36,13 @@ _NOT_LEARNED = {
     **dict.fromkeys(("LSTM", "GRU", "RNN"), (5, 6)),
     "DynamicQuantizeLSTM": (5, 6, 8, 9, 10, 11),
     "QAttention": (3, 4, 6, 7),
-    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear", ), (1, 2)),
+    **dict.fromkeys(
+        (
+            "QuantizeLinear",
+            "DequantizeLinear",
+        ),
+        (1, 2),
+    ),
     "DynamicQuantizeMatMul": (2, 3),
     **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QGemm"), (1, 2, 4, 5, 6, 7)),
     "MatMulIntegerToFloat": (2, 3, 4, 5),

@@ -180,9 +180,7 @@ def runner(model: Path | ExportedProgram | fx.GraphModule, network: Network, los
     module = cast("ExportedProgram", model).module() if _is_export(model) else cast("fx.GraphModule", model)
     held = _sources({**dict(module.named_parameters()), **dict(module.named_buffers())})
     matrices = [
-        (part.name_in(path.rpartition(".")[0]), held[path], part)
-        for path, _, part in _weights(program)
-        if path in held
+        (part.name_in(path.rpartition(".")[0]), held[path], part) for path, _, part in _weights(program) if path in held
     ]
     return TorchRunner(module, network, loss, matrices)
 
