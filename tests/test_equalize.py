@@ -144,9 +144,9 @@ def test_what_would_make_it_worse_is_left_out(pictures: np.ndarray, monkeypatch:
     from qvis.equalization.scales import assess_scales
 
     def bad(count: int, layers, inputs, bits: int, granularity: str):  # type: ignore[no-untyped-def]
-        return assess_scales(anything(count, layers), layers, inputs, bits, granularity)
+        return assess_scales(anything(count), layers, inputs, bits, granularity)
 
-    def anything(count: int, layers):  # type: ignore[no-untyped-def]
+    def anything(count: int, *_: object, **__: object) -> np.ndarray:
         return np.random.default_rng(0).normal(0, 3, count)
 
     monkeypatch.setattr(module, "optimal_scales", bad)

@@ -36,7 +36,7 @@ SETTLED = 0.97
 LEAST_PASSES = 16
 UNSURE = 1.5
 """Standard error of the logarithm where most of a damage is due to changes that are too large for a prediction."""
-DRAWS = 8
+DRAWS = 16
 """So many draws of the rounding a measurement is the mean of, at least."""
 STRETCH = 0.08
 """A draw makes the step of a grid larger by up to this share."""

@@ -89,7 +89,7 @@ def find_offers(study: Study, sites: Sites, x: FloatArray, graph: Graph, grid: W
 def _damages(magnitude: FloatArray, importance: FloatArray, grid: WeightGrid) -> tuple[float, float]:
     """The damage of a layer without and with the best multiplication; (rows, columns)."""
     rows, columns = magnitude.shape
-    term = LayerTerm.of("", np.full(rows, -1), np.arange(columns), magnitude, importance)
+    term = LayerTerm("", np.full(rows, -1), np.arange(columns), magnitude, importance)
     largest = magnitude.max(axis=0, initial=0)
     logs = np.log(np.where(largest > 0, largest, largest.max(initial=0) or 1.0))
     powers = POWERS if grid.granularity == "channel" else POWERS[:1]

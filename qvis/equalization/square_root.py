@@ -53,21 +53,21 @@ def square_root_scales(count: int, layers: Sequence[LayerTerm], *, sweeps: int =
     """
     check_terms(count, layers)
     blocks = list(_blocks(count, layers))
-    x = np.zeros(count)
+    x = np.zeros(count + 1)  # the last is that of -1
     for _ in range(sweeps):
         before = x.copy()
         for block in blocks:
             block.balance(x)
         if np.abs(x - before).max(initial=0) < TOLERANCE:
             break
-    return x
+    return x[:-1]
 
 
 class _Ranges(NamedTuple):
     """Weights on one side of some channels: of each channel consecutive pairs."""
 
     own: IntArray
-    """(channels,) variables"""
+    """(channels,) their places in the block"""
     starts: IntArray
     """(channels,) their first pairs"""
     other: IntArray
@@ -76,15 +76,16 @@ class _Ranges(NamedTuple):
     """(pairs,) log A"""
 
     @classmethod
-    def of(cls, variable: IntArray, other: IntArray, size: FloatArray) -> _Ranges:
+    def of(cls, block: IntArray, variable: IntArray, other: IntArray, size: FloatArray) -> _Ranges:
         order = np.argsort(variable, kind="stable")
         own, starts = np.unique(variable[order], return_index=True)
-        return cls(own, starts, other[order], size[order])
+        return cls(np.searchsorted(block, own), starts, other[order], size[order])
 
-    def largest(self, x: FloatArray, out: FloatArray, sign: int) -> FloatArray:
-        """Raise ``out`` (count,) to the logarithm of each channel's range, without the channel's own scale."""
+    def largest(self, x: FloatArray, least: FloatArray, sign: int) -> FloatArray:
+        """The logarithm of each channel's range without the channel's own scale, or ``least``; (channels,)."""
+        out = least.copy()
         if len(self.own):
-            found = np.maximum.reduceat(self.size + sign * np.append(x, 0.0)[self.other], self.starts)
+            found = np.maximum.reduceat(self.size + sign * x[self.other], self.starts)
             out[self.own] = np.maximum(out[self.own], found)
         return out
 
@@ -100,15 +101,14 @@ class _Block(NamedTuple):
     inner_takers: _Ranges
 
     def balance(self, x: FloatArray) -> None:
-        """Make the ranges on both sides of each channel equal, by changing ``x`` (count,)."""
-        low = np.full(len(x), -np.inf)
-        made, taken = self.makers.largest(x, low.copy(), -1), self.takers.largest(x, low, 1)
+        """Make the ranges on both sides of each channel equal, by changing ``x`` (count + 1,)."""
+        low = np.full(len(self.variables), -np.inf)
+        made, taken = self.makers.largest(x, low, -1), self.takers.largest(x, low, 1)
         if not len(self.inner_makers.own):
-            x[self.variables] = (taken[self.variables] - made[self.variables]) / 2
+            x[self.variables] = (taken - made) / 2
             return
         for _ in range(HALF_STEPS):
-            taken_now = self.inner_takers.largest(x, taken.copy(), 1)[self.variables]
-            made_now = self.inner_makers.largest(x, made.copy(), -1)[self.variables]
+            taken_now, made_now = self.inner_takers.largest(x, taken, 1), self.inner_makers.largest(x, made, -1)
             # the rule never moves two points apart, so that half steps converge where whole ones may go to and fro
             change = ((taken_now - made_now) / 2 - x[self.variables]) / 2
             x[self.variables] += change
@@ -121,7 +121,7 @@ def _blocks(count: int, layers: Sequence[LayerTerm]) -> Iterator[_Block]:
     links = [_links(layer) for layer in layers]
     up = _joined([layer.row_variable for layer in layers])
     down = _joined([layer.column_variable for layer in layers])
-    magnitude = np.concatenate([np.zeros(0), *(np.asarray(layer.magnitude, np.float64) for layer in layers)])
+    magnitude = np.concatenate([np.zeros(0), *(np.asarray(layer.magnitude, np.float64).ravel() for layer in layers)])
     # what lies between a channel and itself no scale changes
     used = (magnitude > 0) & (up != down)
     up, down, linked, size = up[used], down[used], np.concatenate([[], *links])[used] > 0, np.log(magnitude[used])
@@ -148,12 +148,13 @@ def _blocks(count: int, layers: Sequence[LayerTerm]) -> Iterator[_Block]:
         inner = label[down[made]] == block
         outer = label[up[taken]] != block
         within = made[inner]
+        own = np.flatnonzero(label == block)
         yield _Block(
-            np.flatnonzero(label == block),
-            _Ranges.of(up[made[~inner]], down[made[~inner]], size[made[~inner]]),
-            _Ranges.of(down[taken[outer]], up[taken[outer]], size[taken[outer]]),
-            _Ranges.of(up[within], down[within], size[within]),
-            _Ranges.of(down[within], up[within], size[within]),
+            own,
+            _Ranges.of(own, up[made[~inner]], down[made[~inner]], size[made[~inner]]),
+            _Ranges.of(own, down[taken[outer]], up[taken[outer]], size[taken[outer]]),
+            _Ranges.of(own, up[within], down[within], size[within]),
+            _Ranges.of(own, down[within], up[within], size[within]),
         )
 
 

@@ -13,73 +13,51 @@ from qvis.layers import FloatArray, IntArray
 
 @dataclass(frozen=True, eq=False)
 class LayerTerm:
-    """One layer's weights, as those pairs of an output and an input channel that have any; flat arrays, (pairs,)."""
+    """One layer's weights, by pairs of an output and an input channel."""
 
     name: str
-    row_variable: IntArray
-    """The variable that scales the output channel, or -1."""
-    column_variable: IntArray
-    """The variable that scales the input channel, or -1."""
+    outputs: IntArray
+    """The variable that scales each output channel, or -1; (rows,)."""
+    inputs: IntArray
+    """The variable that scales each input channel, or -1; (groups * columns,)."""
     magnitude: FloatArray
-    """The largest absolute weight over kernel positions."""
+    """The largest absolute weight over kernel positions, (rows, columns); of a grouped convolution, the columns are the
+    channels of the row's group."""
     importance: FloatArray
-    """The mean over samples of squared derivatives of the outputs, summed over kernel positions."""
-    row: IntArray
-    """The output channel, by which grids are told apart where each has one."""
+    """The mean over samples of squared derivatives of the outputs, summed over kernel positions; (rows, columns)."""
+    groups: int = 1
+    """How many groups the channels are split into, the rows in their order."""
 
-    @classmethod
-    def of(
-        cls,
-        name: str,
-        outputs: IntArray,
-        inputs: IntArray,
-        magnitude: FloatArray,
-        importance: FloatArray,
-        *,
-        groups: int = 1,
-    ) -> LayerTerm:
-        """Take the pairs out of matrices.
+    @property
+    def row(self) -> IntArray:
+        """The output channel of each pair, in order, (pairs,)."""
+        return np.repeat(np.arange(len(self.outputs)), self.magnitude.shape[1])
 
-        Parameters
-        ----------
-        name
-            The layer.
-        outputs, inputs
-            The variable of each output and each input channel, or -1; (rows,) and (columns * groups,).
-        magnitude, importance
-            Of each pair, (rows, columns); in a grouped convolution, the columns are the channels of the row's group.
-        groups
-            How many groups the channels are split into.
+    @property
+    def row_variable(self) -> IntArray:
+        """The variable of each pair's output channel, (pairs,)."""
+        return np.repeat(self.outputs, self.magnitude.shape[1])
 
-        Raises
-        ------
-        BadArgumentError
-            The shapes do not fit.
-        """
-        outputs, inputs, magnitude = np.asarray(outputs), np.asarray(inputs), np.asarray(magnitude)
-        wanted = (len(outputs), len(inputs) // groups)
-        if magnitude.shape != wanted or len(outputs) % groups or len(inputs) % groups:
-            raise BadArgumentError(
-                f"magnitude: {name} has shape {magnitude.shape}, expected {wanted} for {len(outputs)} output and "
-                f"{len(inputs)} input channels in {groups} groups; give one number for each pair of channels"
-            )
-        rows, columns = wanted
-        row = np.repeat(np.arange(rows), columns)
-        column = row // max(1, rows // groups) * columns + np.tile(np.arange(columns), rows)
-        return cls(name, outputs[row], inputs[column], magnitude.ravel(), np.asarray(importance).ravel(), row)
+    @property
+    def column_variable(self) -> IntArray:
+        """The variable of each pair's input channel, (pairs,)."""
+        rows, columns = self.magnitude.shape
+        each = rows // self.groups
+        return np.repeat(self.inputs.reshape(self.groups, 1, columns), each, axis=1).reshape(-1)
 
     def check(self, count: int) -> None:
         """Raise a BadArgumentError where the arrays are not what they must be."""
-        _check_arrays(
-            f"layers: {self.name}",
-            {"magnitude": self.magnitude, "importance": self.importance},
-            {"row_variable": self.row_variable, "column_variable": self.column_variable},
-            count,
-        )
-        if np.shape(self.row) != np.shape(self.magnitude):
-            raise BadArgumentError(
-                f"layers: {self.name}: row has shape {np.shape(self.row)}, expected {np.shape(self.magnitude)}"
-            )
+        rows, columns = len(self.outputs), len(self.inputs)
+        wanted = (rows, columns // self.groups)
+        for name, matrix in (("magnitude", self.magnitude), ("importance", self.importance)):
+            if np.shape(matrix) != wanted or rows % self.groups or columns % self.groups:
+                raise BadArgumentError(
+                    f"layers: {self.name}: {name} has shape {np.shape(matrix)}, expected {wanted} for {rows} output "
+                    f"and {columns} input channels in {self.groups} groups; give one number for each pair of channels"
+                )
+            _check_numbers(f"layers: {self.name}", name, matrix)
+        _check_variables(f"layers: {self.name}", "outputs", self.outputs, count)
+        _check_variables(f"layers: {self.name}", "inputs", self.inputs, count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,21 +74,23 @@ class InputTerm:
 
     def check(self, count: int) -> None:
         """Raise a BadArgumentError where the arrays are not what they must be."""
-        numbers = {"range": self.range, "importance": self.importance}
-        _check_arrays(f"inputs: {self.name}", numbers, {"variable": self.variable}, count)
+        for name, numbers in (("range", self.range), ("importance", self.importance)):
+            if np.shape(numbers) != np.shape(self.variable):
+                raise BadArgumentError(
+                    f"inputs: {self.name}: {name} has shape {np.shape(numbers)}, expected {np.shape(self.variable)}"
+                )
+            _check_numbers(f"inputs: {self.name}", name, numbers)
+        _check_variables(f"inputs: {self.name}", "variable", self.variable, count)
 
 
-def _check_arrays(what: str, numbers: dict[str, FloatArray], variables: dict[str, IntArray], count: int) -> None:
-    shape = (len(next(iter(variables.values()))),)
-    for name, array in {**numbers, **variables}.items():
-        if np.shape(array) != shape:
-            raise BadArgumentError(f"{what}: {name} has shape {np.shape(array)}, expected {shape}")
-    for name, number in numbers.items():
-        if not np.all((number >= 0) & np.isfinite(number)):
-            raise BadArgumentError(f"{what}: {name} has negative or infinite numbers or NaN; leave it out")
-    for name, variable in variables.items():
-        if len(variable) and (np.min(variable) < -1 or np.max(variable) >= count):
-            raise BadArgumentError(f"{what}: {name} has numbers outside -1 to {count - 1}, those of the variables")
+def _check_numbers(what: str, name: str, numbers: FloatArray) -> None:
+    if not np.all((numbers >= 0) & np.isfinite(numbers)):
+        raise BadArgumentError(f"{what}: {name} has negative or infinite numbers or NaN; leave it out")
+
+
+def _check_variables(what: str, name: str, variables: IntArray, count: int) -> None:
+    if len(variables) and (np.min(variables) < -1 or np.max(variables) >= count):
+        raise BadArgumentError(f"{what}: {name} has numbers outside -1 to {count - 1}, those of the variables")
 
 
 def check_terms(count: int, layers: Sequence[LayerTerm], inputs: Sequence[InputTerm] = ()) -> None:

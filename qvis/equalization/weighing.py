@@ -20,7 +20,7 @@ def weigh_layers(study: Study, sites: Sites, graph: Graph) -> list[LayerTerm]:
 def weigh_layer(study: Study, sites: Sites, name: str) -> LayerTerm:
     """The weights of one layer."""
     groups = int(sites.calls[name].attributes.get("groups", 1))
-    return LayerTerm.of(name, sites.outputs[name], sites.inputs[name], *weigh_pairs(study, sites, name), groups=groups)
+    return LayerTerm(name, sites.outputs[name], sites.inputs[name], *weigh_pairs(study, sites, name), groups)
 
 
 def weigh_pairs(study: Study, sites: Sites, name: str) -> tuple[FloatArray, FloatArray]:

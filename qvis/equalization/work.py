@@ -99,7 +99,8 @@ def choose(base: Base, sites: Sites, asked: Asked) -> list[Scales]:
     if asked.method == "noise":
         found.append(optimal_scales(sites.count, layers, inputs, *asked.grid))
     if not sites.multiplied:  # the rule knows of no range before a multiplication
-        found.append(assess_scales(square_root_scales(sites.count, layers), layers, inputs, *asked.grid))
+        x = square_root_scales(sites.count, layers, sweeps=1)  # the scales that AIMET would find
+        found.append(assess_scales(x, layers, inputs, *asked.grid))
     if base.coarsest:  # powers of two are exact in any type
         found = [assess_scales(power_of_two(one.x), layers, inputs, *asked.grid) for one in found]
     return found
