@@ -60,6 +60,10 @@ class Draw(NamedTuple):
     """By how much larger the step of each layer is."""
 
 
+Exact = Sequence[Sequence[FloatArray]]
+"""The outputs of the samples of each draw, with nothing rounded."""
+
+
 class Outcome(NamedTuple):
     """How the backward passes went."""
 
@@ -140,8 +144,6 @@ class Study:
     ) -> None:
         served = set(runner.layers)
         self.runner = runner
-        self.reference = runner
-        """Whose outputs those with rounded numbers are compared with."""
         self.batches = batches
         self.grids = tuple(grids)
         self.bits = tuple(dict.fromkeys(grid.bits for grid in grids))
@@ -296,28 +298,33 @@ class Study:
         exact: list[FloatArray] = []
         for batch, index in self.track(steps, "Measuring"):
             if index < 0:
-                exact = self.reference.run(batch)
+                exact = self.runner.run(batch)
             else:
                 noise[index] += self._noise(batch, exact, changes[index])
         return [float(one) for one in noise / self.samples]
 
-    def measure_draws(self, changes: Sequence[Change], seed: int = 0) -> list[Draws]:
+    def measure_draws(self, changes: Sequence[Change], seed: int = 0, exact: Exact | None = None) -> list[Draws]:
         """The damage of each change, as the mean over several draws of the rounding.
 
         How errors add up in one rounding is an accident: a step that is 1 % larger gives others. So each draw makes the
         step of every layer larger by a random share of up to :data:`STRETCH`. Each has a part of the samples of its
         own, as far as they go round, so that all draws together cost no more than one over all samples.
+
+        What is compared with is ``exact``, the outputs of each draw's samples; the model's own if not given.
         """
         draws = self.draws(seed)
         found = np.zeros((len(changes), len(draws)))
-        steps = [(draw, change) for draw in range(len(draws)) for change in range(-1, len(changes))]
-        exact: list[FloatArray] = []
+        steps = [
+            (draw, change) for draw in range(len(draws)) for change in range(-1 if exact is None else 0, len(changes))
+        ]
+        own: Sequence[FloatArray] = []
         for draw, index in self.track(steps, "Measuring all layers at once"):
             piece, stretch = draws[draw]
             if index < 0:
-                exact = self.reference.run(piece)
+                own = self.runner.run(piece)
             else:
-                found[index, draw] = self._noise(piece, exact, changes[index], stretch) / piece.size
+                wanted = own if exact is None else exact[draw]
+                found[index, draw] = self._noise(piece, wanted, changes[index], stretch) / piece.size
         return [average(noises, draws) for noises in found]
 
     def draws(self, seed: int = 0) -> list[Draw]:

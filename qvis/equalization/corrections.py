@@ -212,7 +212,6 @@ class Correction:
             model = adapters.rewrite(trial.model if first else model, trial.network, numbers, inplace=not first).model
             runner = adapters.runner(model, adapters.read(model))
             grids = {name: stretched(grid, stretch[name]) for name, grid in inputs.items()}
-            noises[index] = (
-                study.relative_noise(runner.run(batch, grids=grids), study.reference.run(batch)) / batch.size
-            )
+            outputs = runner.run(batch, grids=grids)
+            noises[index] = study.relative_noise(outputs, self.trials.exact[index]) / batch.size
         return average(noises, draws)

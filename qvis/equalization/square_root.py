@@ -83,7 +83,7 @@ class _Ranges(NamedTuple):
 
     def largest(self, x: FloatArray, least: FloatArray, sign: int) -> FloatArray:
         """The logarithm of each channel's range without the channel's own scale, or ``least``; (channels,)."""
-        out = least.copy()
+        out: FloatArray = least.copy()
         if len(self.own):
             found = np.maximum.reduceat(self.size + sign * x[self.other], self.starts)
             out[self.own] = np.maximum(out[self.own], found)

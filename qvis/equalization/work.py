@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ import numpy as np
 
 from qvis import adapters
 from qvis.analysis import analyze_network
+from qvis.analysis.damage import UNRELIABLE, Draws, Key
 from qvis.analysis.preparing import Opened, Ready, place, prepare, spread_passes
 from qvis.analysis.study import Study
 from qvis.data import split
@@ -31,6 +32,8 @@ from qvis.words import count
 
 WIDTHS = (8, 6, 4)
 GRANULARITIES = ("tensor", "channel")
+FAR = 2.0
+"""Scales that are predicted to do so many times the least damage are not tried."""
 OFFERED = "offered"
 """In place of names: all that would bring something."""
 
@@ -119,11 +122,6 @@ class Candidate(NamedTuple):
     scales: Scales
     trial: Trial
 
-    @property
-    def is_kept(self) -> bool:
-        """Whether the function is what it was, where nothing was to change it."""
-        return bool(self.base.unclipped) or self.trial.relative <= tolerance(self.base.coarsest)
-
 
 class Work:
     """One model on its way."""
@@ -146,20 +144,21 @@ class Work:
         found = self._best(self.base)
         if self.asked.replace_relu6:
             found = self._replace_clips(found)
-        grids = [
-            WeightGrid(bits, one) for bits in dict.fromkeys((self.asked.grid.bits, *WIDTHS)) for one in GRANULARITIES
-        ]
-        widths = [self.trials.assess_widths(study, grids) for study in (self.given, found.trial.study)]
-        accepted = bool(found.sites.sites) and found.is_kept and found.trial.judged.mean <= before.mean
+        difference, relative = self.trials.compare(found.trial)
+        # with other operations in it, the model may compute something else, which then is part of the damage
+        is_kept = bool(found.base.unclipped) or relative <= tolerance(found.base.coarsest)
+        accepted = bool(found.sites.sites) and is_kept and found.trial.judged.mean <= before.mean
+        studies = (self.given, found.trial.study)
         proof = Verification(
-            difference=found.trial.difference,
-            relative=found.trial.relative,
+            difference=difference,
+            relative=relative,
             judged=(before, found.trial.judged),
-            before=widths[0],
-            after=widths[1],
             samples=self.given.samples,
             source=self.opened.source,
+            measure=lambda: self._measure_widths(*studies),
         )
+        if inplace:
+            _ = proof.before  # the given model is not what it was afterwards
         kept = found if accepted else self._unscaled()
         written = self._correct(kept, self._absorb(kept))
         network = self.base.network
@@ -177,7 +176,7 @@ class Work:
             verification=proof,
             found=len(found.sites.sites),
             accepted=accepted,
-            function_kept=found.is_kept,
+            function_kept=is_kept,
             method=self.asked.method,
             bits=self.asked.grid.bits,
             granularity=self.asked.grid.granularity,
@@ -190,6 +189,13 @@ class Work:
             source=self.base.model,
             example=split(self.opened.batches[0], 1)[0],
         )
+
+    def _measure_widths(self, *studies: Study) -> tuple[Mapping[Key, Draws], Mapping[Key, Draws]]:
+        """The damage of rounding the weights of two models to all that a report shows."""
+        widths = dict.fromkeys((self.asked.grid.bits, *WIDTHS))
+        grids = [WeightGrid(bits, granularity) for bits in widths for granularity in GRANULARITIES]
+        before, after = (self.trials.assess_widths(study, grids) for study in studies)
+        return before, after
 
     def _study(self, base: Base, runner: Runner) -> Study:
         return Study(base.network, runner, self.opened.batches, [self.asked.grid], self.track)
@@ -212,8 +218,10 @@ class Work:
         if asked.multiply:
             sites = base.find_sites(self._to_multiply(base))
             ways = [(sites, scales) for scales in choose(base, sites, asked)] + ways
-        found = [self._try(base, *way) for way in ways]
-        return min(found, key=lambda one: (not one.is_kept, one.trial.judged.mean))
+        least = min(scales.after.total for _, scales in ways)
+        # what is predicted to be far worse is not worth a trial, where predictions are right
+        ways = [way for way in ways if way[1].after.total <= FAR * least or way[1].after.total > UNRELIABLE]
+        return min((self._try(base, *way) for way in ways), key=lambda one: one.trial.judged.mean)
 
     def _to_multiply(self, base: Base) -> list[str]:
         """The layers before which a multiplication was asked for."""
@@ -261,7 +269,8 @@ class Work:
         base.study.calibrate(locally=False)
         other = self._best(base)
         better = other.trial.judged.mean < found.trial.judged.mean
-        text = f"{what}: the outputs change by {other.trial.relative:.1e} of the largest before anything is rounded."
+        change = self.trials.compare(other.trial)[1]
+        text = f"{what}: the outputs change by {change:.1e} of the largest before anything is rounded."
         self.steps.append(Step("ReLU6", better, text, found.trial.judged, other.trial.judged))
         return other if better else found
 
@@ -280,7 +289,7 @@ class Work:
         other = self.trials.try_out(self._write(self.base, written), written)
         better = other.judged.mean < trial.judged.mean
         moved = f"Biases of {count(len(vectors), 'layer')} moved"
-        text = f"{moved}: the outputs change by {other.relative:.1e} of the largest."
+        text = f"{moved}: the outputs change by {self.trials.compare(other)[1]:.1e} of the largest."
         self.steps.append(Step("absorption", better, text, trial.judged, other.judged))
         return written if better else trial.written
 
