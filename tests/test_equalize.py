@@ -143,7 +143,7 @@ def test_what_would_make_it_worse_is_left_out(pictures: np.ndarray, monkeypatch:
     from qvis.equalization import work as module
     from qvis.equalization.scales import assess_scales
 
-    def bad(count: int, layers, inputs, bits: int, granularity: str):  # type: ignore[no-untyped-def]
+    def bad(count: int, layers, inputs, bits: int, granularity: str, **_: object):  # type: ignore[no-untyped-def]
         return assess_scales(anything(count), layers, inputs, bits, granularity)
 
     def anything(count: int, *_: object, **__: object) -> np.ndarray:

@@ -216,10 +216,13 @@ class Study:
 
     # -- differentiate ------------------------------------------------------------------------------------------------
 
-    def differentiate(self, passes: Sequence[Batch], seed: int = 0, *, singly: bool = False) -> Outcome:
+    def differentiate(
+        self, passes: Sequence[Batch], seed: int = 0, *, singly: bool = False, entering: bool = True
+    ) -> Outcome:
         """Make backward passes until the ranking of the layers has settled, or all are made.
 
-        With ``singly`` the importance of each weight is kept, which takes as much memory as the weights.
+        With ``singly`` the importance of each weight is kept, which takes as much memory as the weights; without
+        ``entering`` nothing is learned of what enters the layers, which saves time.
         """
         kept = self._kept()
         self.noise = {
@@ -244,7 +247,7 @@ class Study:
                     continue
                 self.noise[gradient.layer].add(gradient.weight, batch.size)
                 known = self.entering.get(gradient.layer)
-                if known is not None:
+                if known is not None and entering:
                     known.differentiate(gradient)
             done += 1
             self.differentiated += batch.size

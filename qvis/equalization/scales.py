@@ -77,13 +77,14 @@ def optimal_scales(
     *,
     input_bits: int | None = None,
     limit: float = LIMIT,
+    start: FloatArray | None = None,
 ) -> Scales:
     """Find the scales with the least predicted damage.
 
     The maximum is replaced by p-norms with growing p (:data:`POWERS`), each minimized by L-BFGS-B (Byrd et al., SIAM
     J. Sci. Comput. 16:1190, 1995) from where the last one ended. The problem is convex, so that the start matters for
-    the time alone: it is the better of no scaling and the square-root rule, and the result is never predicted to be
-    worse than either.
+    the time alone: it is the better of no scaling and ``start``, and the result is never predicted to be worse than
+    either.
 
     Parameters
     ----------
@@ -101,6 +102,8 @@ def optimal_scales(
         Width of the grids of inputs; ``bits`` if not given.
     limit
         The largest scale, and the inverse of the smallest.
+    start
+        Logarithms of scales to begin with, (count,); those of the square-root rule if not given.
 
     Raises
     ------
@@ -113,7 +116,8 @@ def optimal_scales(
         raise BadArgumentError(f"limit: got {limit!r}, expected a finite number above 1 such as {LIMIT:g}")
     program = formulate(count, layers, inputs, bits, granularity, input_bits)
     none = np.zeros(count)
-    rule = square_root_scales(count, layers).clip(-log(limit), log(limit))
+    rule = square_root_scales(count, layers, sweeps=1) if start is None else start
+    rule = rule.clip(-log(limit), log(limit))
     # channels whose scales matter to nothing stay as they are, unless the rule is better by moving them
     candidates = [none, np.where(program.matters(), rule, 0), rule]
     iterations = 0

@@ -99,11 +99,11 @@ def choose(base: Base, sites: Sites, asked: Asked) -> list[Scales]:
     layers = weigh_layers(base.study, sites, base.graph)
     inputs = weigh_inputs(base.study, sites) if asked.activations else []
     found = []
+    rule = square_root_scales(sites.count, layers, sweeps=1)  # the scales that AIMET would find
     if asked.method == "noise":
-        found.append(optimal_scales(sites.count, layers, inputs, *asked.grid))
-    if not sites.multiplied:  # the rule knows of no range before a multiplication
-        x = square_root_scales(sites.count, layers, sweeps=1)  # the scales that AIMET would find
-        found.append(assess_scales(x, layers, inputs, *asked.grid))
+        found.append(optimal_scales(sites.count, layers, inputs, *asked.grid, start=rule))
+    if not sites.multiplied:  # of which the rule knows nothing
+        found.append(assess_scales(rule, layers, inputs, *asked.grid))
     if base.coarsest:  # powers of two are exact in any type
         found = [assess_scales(power_of_two(one.x), layers, inputs, *asked.grid) for one in found]
     return found
@@ -206,7 +206,8 @@ class Work:
         """The candidate that is measured to round best, of those that compute the same; else the first."""
         asked, study = self.asked, base.study
         if study.runner.differentiable:
-            study.differentiate(spread_passes(self.opened.batches, asked.probes, asked.seed), asked.seed, singly=True)
+            passes = spread_passes(self.opened.batches, asked.probes, asked.seed)
+            study.differentiate(passes, asked.seed, singly=True, entering=asked.activations)
         elif asked.method == "noise":
             why = "; ".join(study.runner.notes)
             raise BadArgumentError(f"method: got 'noise', which needs derivatives ({why}); give 'square root'")
