@@ -63,15 +63,20 @@ class Biased(nn.Module):
         self.first = nn.Conv2d(2, 6, 1, bias=False)
         self.norm = nn.BatchNorm2d(6)
         self.second = nn.Conv2d(6, 8, 1)
+        self.again = nn.BatchNorm2d(8)
         self.head = nn.Linear(8, 3)
         with torch.no_grad():
             self.norm.bias.fill_(4.0)
             self.norm.weight.fill_(0.5)
             self.norm.running_var.fill_(0.6)
+            self.norm.eval()
+            for _ in range(200):  # the statistics are those of what goes through
+                x = torch.relu(self.norm(self.first(torch.randn(32, 2, 5, 5))))
+                self.again(self.second(x))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = torch.relu(self.norm(self.first(x)))
-        return self.head(torch.relu(self.second(x)).mean((2, 3)))
+        return self.head(torch.relu(self.again(self.second(x))).mean((2, 3)))
 
 
 @pytest.fixture(scope="module")

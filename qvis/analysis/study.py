@@ -60,10 +60,6 @@ class Draw(NamedTuple):
     """By how much larger the step of each layer is."""
 
 
-Exact = Sequence[Sequence[FloatArray]]
-"""The outputs of the samples of each draw, with nothing rounded."""
-
-
 class Outcome(NamedTuple):
     """How the backward passes went."""
 
@@ -306,29 +302,27 @@ class Study:
                 noise[index] += self._noise(batch, exact, changes[index])
         return [float(one) for one in noise / self.samples]
 
-    def measure_draws(self, changes: Sequence[Change], seed: int = 0, exact: Exact | None = None) -> list[Draws]:
+    def measure_draws(self, changes: Sequence[Change], seed: int = 0) -> list[Draws]:
         """The damage of each change, as the mean over several draws of the rounding.
 
         How errors add up in one rounding is an accident: a step that is 1 % larger gives others. So each draw makes the
         step of every layer larger by a random share of up to :data:`STRETCH`. Each has a part of the samples of its
         own, as far as they go round, so that all draws together cost no more than one over all samples.
-
-        What is compared with is ``exact``, the outputs of each draw's samples; the model's own if not given.
         """
         draws = self.draws(seed)
         found = np.zeros((len(changes), len(draws)))
-        steps = [
-            (draw, change) for draw in range(len(draws)) for change in range(-1 if exact is None else 0, len(changes))
-        ]
-        own: Sequence[FloatArray] = []
+        steps = [(draw, change) for draw in range(len(draws)) for change in range(-1, len(changes))]
+        exact: list[FloatArray] = []
         for draw, index in self.track(steps, "Measuring all layers at once"):
-            piece, stretch = draws[draw]
             if index < 0:
-                own = self.runner.run(piece)
+                exact = self.runner.run(draws[draw].batch)
             else:
-                wanted = own if exact is None else exact[draw]
-                found[index, draw] = self._noise(piece, wanted, changes[index], stretch) / piece.size
+                found[index, draw] = self.noise_of(changes[index], draws[draw], exact)
         return [average(noises, draws) for noises in found]
+
+    def noise_of(self, change: Change, draw: Draw, exact: Sequence[FloatArray]) -> float:
+        """The damage of a change in one draw, for the mean sample; ``exact`` are the outputs with nothing rounded."""
+        return self._noise(draw.batch, exact, change, draw.stretch) / draw.batch.size
 
     def draws(self, seed: int = 0) -> list[Draw]:
         """The samples and the steps of each draw of the rounding; the same for the same seed."""

@@ -16,8 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from qvis import adapters
-from qvis.analysis.damage import Draws
-from qvis.analysis.study import Study, average, stretched
+from qvis.analysis.study import Study, stretched
 from qvis.equalization.expectations import expect
 from qvis.equalization.flow import LAYERS
 from qvis.equalization.sites import Sites
@@ -194,13 +193,13 @@ class Correction:
             vectors[name] = -_through(rounded - weight, mean, self.calls[name])
         return self.biases.add(self.trial.written, vectors)
 
-    def assess(self) -> Draws:
-        """The damage of the rounding with corrected biases, by the draws that :attr:`Trial.judged` is the mean of.
+    def damages(self) -> FloatArray:
+        """The damage of rounding with corrected biases in each draw of the first round, (draws,).
 
         Each draw rounds to other steps, and is corrected for these.
         """
         trial, study, grid = self.trial, self.trial.study, self.trials.grid
-        draws = study.draws(self.trials.seed)
+        draws = self.trials.draws[: self.trials.once]
         inputs = {name: known.grids[0] for name, known in study.entering.items()} if self.trials.activations else {}
         noises = np.zeros(len(draws))
         model = None
@@ -214,4 +213,4 @@ class Correction:
             grids = {name: stretched(grid, stretch[name]) for name, grid in inputs.items()}
             outputs = runner.run(batch, grids=grids)
             noises[index] = study.relative_noise(outputs, self.trials.exact[index]) / batch.size
-        return average(noises, draws)
+        return noises

@@ -3,29 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from qvis import adapters
 from qvis.analysis.damage import Draws, Key
-from qvis.analysis.study import Change, Exact, Study
-from qvis.layers import Network
+from qvis.analysis.study import Change, Draw, Study, average
+from qvis.layers import FloatArray, Network
 from qvis.noise import WeightGrid
 from qvis.rewriting import Rewriting
 
+ROUNDS = 4
+"""So many times the least number of draws is made where fewer do not tell which of two models rounds better."""
+
 
 class Trial(NamedTuple):
-    """A model that was written, and how it rounds."""
+    """A model that was written."""
 
     model: Any
     written: Rewriting
     """What is other in it than in the given model."""
     network: Network
     study: Study
-    judged: Draws
-    """The damage of rounding it, on the grid that it is meant for, relative to what the given model puts out."""
+
+
+class Gain(NamedTuple):
+    """How many dB of the output more one model keeps than another, the mean over draws of the rounding."""
+
+    db: float
+    error: float
+    """The standard error of it."""
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it is more than chance might bring, either way."""
+        return abs(self.db) > 2 * self.error
+
+    @property
+    def is_likely(self) -> bool:
+        """Whether it is a gain, as far as can be told."""
+        return self.db > self.error
+
+    @classmethod
+    def of(cls, before: FloatArray, after: FloatArray) -> Gain:
+        """Of the damages in the same draws, (draws,)."""
+        tiny = np.finfo(float).tiny
+        gains = 10 * (np.log10(np.maximum(before, tiny)) - np.log10(np.maximum(after, tiny)))
+        return cls(float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains))))
 
 
 class Trials:
@@ -37,39 +62,83 @@ class Trials:
         self.activations = activations
         """Whether what enters layers is rounded too, to the same width."""
         self.seed = seed
+        self.rounds = 1
+        """How often the least number of draws is made."""
+        self._rounds: list[list[Draw]] = []
+        self._exact: list[Sequence[FloatArray]] = []
+        self._damages: dict[Study, list[float]] = {}
 
-    @cached_property
-    def exact(self) -> Exact:
+    @property
+    def draws(self) -> list[Draw]:
+        """The draws of all rounds."""
+        while len(self._rounds) < self.rounds:
+            self._rounds.append(self.given.draws(self.seed + len(self._rounds)))
+        return [draw for one in self._rounds[: self.rounds] for draw in one]
+
+    @property
+    def once(self) -> int:
+        """How many draws there are in one round."""
+        return len(self.draws) // self.rounds
+
+    @property
+    def exact(self) -> list[Sequence[FloatArray]]:
         """What the given model puts out for the samples of each draw."""
-        return [self.given.runner.run(draw.batch) for draw in self.given.draws(self.seed)]
-
-    def assess(self, study: Study) -> Draws:
-        """The damage of rounding a model, on the grid that it is meant for."""
-        names = [layer.name for layer in study.layers]
-        inputs = {name: known.grids[0] for name, known in study.entering.items()} if self.activations else {}
-        (found,) = study.measure_draws([Change(dict.fromkeys(names, self.grid), inputs)], self.seed, self.exact)
-        return found
-
-    def assess_widths(self, study: Study, grids: Sequence[WeightGrid]) -> Mapping[Key, Draws]:
-        """The damage of rounding its weights to several grids."""
-        names = [layer.name for layer in study.layers]
-        changes = [Change(dict.fromkeys(names, grid)) for grid in grids]
-        draws = study.measure_draws(changes, self.seed, self.exact)
-        return {(grid.bits, grid.granularity): one for grid, one in zip(grids, draws, strict=True)}
+        draws = self.draws
+        for draw in draws[len(self._exact) :]:
+            self._exact.append(self.given.runner.run(draw.batch))
+        return self._exact[: len(draws)]
 
     def try_out(self, model: Any, written: Rewriting) -> Trial:
-        """Round a model that was written, and run it beside the given one."""
+        """Make a model that was written ready."""
         network = adapters.read(model)
         study = Study(network, adapters.runner(model, network), self.given.batches, [self.grid], self.given.track)
         if self.activations:
             study.calibrate(locally=False)
         study.power = self.given.power
-        return Trial(model, written, network, study, self.assess(study))
+        return Trial(model, written, network, study)
+
+    # -- rounded ------------------------------------------------------------------------------------------------------
+
+    def damages(self, study: Study) -> FloatArray:
+        """What rounding does to a model's outputs on the grid that it is meant for, relative to the given model's.
+
+        Returns
+        -------
+        ndarray
+            For the mean sample of each draw, (draws,).
+        """
+        known = self._damages.setdefault(study, [])
+        inputs = {name: one.grids[0] for name, one in study.entering.items()} if self.activations else {}
+        change = Change(dict.fromkeys(study.weights, self.grid), inputs)
+        pairs = list(zip(self.draws, self.exact, strict=True))
+        for draw, exact in self.given.track(pairs[len(known) :], "Measuring") if pairs[len(known) :] else ():
+            known.append(study.noise_of(change, draw, exact))
+        return np.array(known)
+
+    def assess(self, study: Study) -> Draws:
+        """The mean of these damages, and their spread."""
+        return average(self.damages(study), self.draws)
+
+    def gain(self, before: Study, after: Study) -> Gain:
+        """What one model keeps more than another."""
+        return Gain.of(self.damages(before), self.damages(after))
+
+    def assess_widths(self, study: Study, grids: Sequence[WeightGrid]) -> Mapping[Key, Draws]:
+        """The damage of rounding the weights of a model to several grids."""
+        draws, exact = self.draws[: self.once], self.exact[: self.once]
+        steps = [(draw, grid) for draw in range(len(draws)) for grid in range(len(grids))]
+        found = np.zeros((len(grids), len(draws)))
+        for draw, grid in self.given.track(steps, "Measuring all widths"):
+            change = Change(dict.fromkeys(study.weights, grids[grid]))
+            found[grid, draw] = study.noise_of(change, draws[draw], exact[draw])
+        return {(grid.bits, grid.granularity): average(one, draws) for grid, one in zip(grids, found, strict=True)}
+
+    # -- not rounded --------------------------------------------------------------------------------------------------
 
     def compare(self, trial: Trial) -> tuple[float, float]:
         """The largest change of an output with nothing rounded, as it is and relative to the largest output."""
         largest = worst = 0.0
-        for draw, exact in zip(self.given.draws(self.seed), self.exact, strict=True):
+        for draw, exact in zip(self.draws[: self.once], self.exact, strict=False):
             for one, other in zip(exact, trial.study.runner.run(draw.batch), strict=True):
                 change = np.abs(one.astype(np.float64) - other)
                 worst = max(worst, float(np.max(np.where(np.isnan(change), np.inf, change), initial=0.0)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from qvis import adapters
 from qvis.analysis import analyze_network
 from qvis.analysis.damage import UNRELIABLE, Draws, Key
 from qvis.analysis.preparing import Opened, Ready, place, prepare, spread_passes
-from qvis.analysis.study import Study
+from qvis.analysis.study import Study, average
 from qvis.data import split
 from qvis.equalization.corrections import Biases, Correction, absorb, find_means
 from qvis.equalization.offers import Offer, find_offers
@@ -21,7 +21,7 @@ from qvis.equalization.result import KEPT, Equalization, Pair, Step, Verificatio
 from qvis.equalization.scales import Scales, assess_scales, optimal_scales, power_of_two
 from qvis.equalization.sites import Sites, find_sites, scaled
 from qvis.equalization.square_root import square_root_scales
-from qvis.equalization.trials import Trial, Trials
+from qvis.equalization.trials import ROUNDS, Gain, Trial, Trials
 from qvis.equalization.weighing import weigh_inputs, weigh_layers
 from qvis.errors import BadArgumentError, NoGraphError
 from qvis.layers import FloatArray, Graph, Network, Node
@@ -140,19 +140,18 @@ class Work:
     def equalize(self, inplace: bool) -> Equalization:
         """Do it all."""
         self.given.calibrate(locally=False)
-        before = self.trials.assess(self.given)
         found = self._best(self.base)
         if self.asked.replace_relu6:
             found = self._replace_clips(found)
         difference, relative = self.trials.compare(found.trial)
         # with other operations in it, the model may compute something else, which then is part of the damage
         is_kept = bool(found.base.unclipped) or relative <= tolerance(found.base.coarsest)
-        accepted = bool(found.sites.sites) and is_kept and found.trial.judged.mean <= before.mean
         studies = (self.given, found.trial.study)
+        accepted = bool(found.sites.sites) and is_kept and self.trials.gain(*studies).is_likely
         proof = Verification(
             difference=difference,
             relative=relative,
-            judged=(before, found.trial.judged),
+            judged=(self.trials.assess(studies[0]), self.trials.assess(studies[1])),
             samples=self.given.samples,
             source=self.opened.source,
             measure=lambda: self._measure_widths(*studies),
@@ -222,7 +221,18 @@ class Work:
         least = min(scales.after.total for _, scales in ways)
         # what is predicted to be far worse is not worth a trial, where predictions are right
         ways = [way for way in ways if way[1].after.total <= FAR * least or way[1].after.total > UNRELIABLE]
-        return min((self._try(base, *way) for way in ways), key=lambda one: one.trial.judged.mean)
+        return self._choose([self._try(base, *way) for way in ways])
+
+    def _choose(self, candidates: Sequence[Candidate]) -> Candidate:
+        """The first, or one that is clearly better; with more draws where they do not tell whether it helps at all."""
+        best = candidates[0]
+        while True:
+            for one in candidates[1:]:
+                gain = self.trials.gain(best.trial.study, one.trial.study)
+                best = one if gain.is_clear and gain.db > 0 else best
+            if self.trials.rounds == ROUNDS or self.trials.gain(self.given, best.trial.study).is_clear:
+                return best
+            self.trials.rounds += 1
 
     def _to_multiply(self, base: Base) -> list[str]:
         """The layers before which a multiplication was asked for."""
@@ -269,10 +279,10 @@ class Work:
         base.study = self._study(base, runner)
         base.study.calibrate(locally=False)
         other = self._best(base)
-        better = other.trial.judged.mean < found.trial.judged.mean
+        better = self.trials.gain(found.trial.study, other.trial.study).is_likely
         change = self.trials.compare(other.trial)[1]
         text = f"{what}: the outputs change by {change:.1e} of the largest before anything is rounded."
-        self.steps.append(Step("ReLU6", better, text, found.trial.judged, other.trial.judged))
+        self.steps.append(self._step("ReLU6", better, text, found.trial.study, other.trial.study))
         return other if better else found
 
     def _absorb(self, found: Candidate) -> Rewriting:
@@ -288,10 +298,10 @@ class Work:
             return trial.written
         written = biases.add(trial.written, vectors)
         other = self.trials.try_out(self._write(self.base, written), written)
-        better = other.judged.mean < trial.judged.mean
+        better = self.trials.gain(trial.study, other.study).is_likely
         moved = f"Biases of {count(len(vectors), 'layer')} moved"
         text = f"{moved}: the outputs change by {self.trials.compare(other)[1]:.1e} of the largest."
-        self.steps.append(Step("absorption", better, text, trial.judged, other.judged))
+        self.steps.append(self._step("absorption", better, text, trial.study, other.study))
         return written if better else trial.written
 
     def _correct(self, found: Candidate, written: Rewriting) -> Rewriting:
@@ -309,11 +319,16 @@ class Work:
             why = "no layer has both a bias and a known mean of what enters it"
             self.steps.append(Step("bias correction", False, f"Nothing to correct: {why}."))
             return written
-        after = correction.assess()
-        better = after.mean < trial.judged.mean
+        damages = self.trials.damages(trial.study)[: self.trials.once], correction.damages()
+        better = Gain.of(*damages).is_likely
+        before, after = (average(one, self.trials.draws[: self.trials.once]) for one in damages)
         text = f"Biases of {count(len(correction.means), 'layer')} corrected for int{self.asked.grid.bits}."
-        self.steps.append(Step("bias correction", better, text, trial.judged, after))
+        self.steps.append(Step("bias correction", better, text, before, after))
         return correction.written() if better else written
+
+    def _step(self, kind: str, kept: bool, text: str, *studies: Study) -> Step:
+        before, after = map(self.trials.assess, studies)
+        return Step(kind, kept, text, before, after)
 
 
 def _is_bounded(node: Node) -> bool:
