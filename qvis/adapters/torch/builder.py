@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qvis.adapters.torch import operations
-from qvis.adapters.torch.calls import Call, Held, call_module, call_operation, single_operation, spatial_axes, type_of
-from qvis.adapters.torch.holdings import Holdings
+from qvis.adapters.torch.calls import Call, Held, call_module, call_operation, spatial_axes, type_of
+from qvis.adapters.torch.nodes import Nodes
 from qvis.adapters.torch.operations import Facts, describe
 from qvis.adapters.torch.values import Parts, Result, Several, Traced, flatten, nested_graph, nodes_in, plain, shape_of
 from qvis.layers import Graph, Node, Norm
@@ -25,17 +25,14 @@ def build(traced: Traced) -> Graph:
     return builder.finish()
 
 
-class _Builder:
+class _Builder(Nodes):
     def __init__(self, traced: Traced) -> None:
-        self.traced = traced
-        self.nodes: dict[str, Node] = {}
+        super().__init__(traced)
         self.norms: dict[str, Norm] = {}
         self.values: dict[fx.Node, Any] = {}
         self.bases: dict[fx.Node, tuple[fx.Node, bool]] = {}
         """What a result is a view of, and whether it is the whole of it."""
         self.channels: dict[str, int | None] = {}
-        self.shapes: dict[str, tuple[int, ...] | None] = {}
-        self.held = Holdings(traced)
 
     # -- the walk
 
@@ -332,42 +329,6 @@ class _Builder:
         self.channels[added] = 1
         return Result(added)
 
-    # -- names and nodes
-
-    def _name(self, call: Call, word: str) -> str:
-        """The module's where all of it is this operation, else the module's and the operation's."""
-        whole = single_operation(call.kind) in _same(call.operation) or call.kind.lower() == call.operation
-        if call.operation.startswith("nn.") or (call.kind and whole):
-            return self._unique(call.module or "(root)")
-        short = word.rpartition(".")[2]
-        return self._unique(f"{call.module}/{short}" if call.module else short, module=bool(call.module))
-
-    def _unique(self, name: str, *, module: bool = True) -> str:
-        """The name, with a number from its second use on. What is no module never takes a module's name."""
-        if not module and (name in self.held.layers or name in self.traced.modules):
-            name = f"/{name}"
-        found, number = name, 1
-        while found in self.nodes:
-            number += 1
-            found = f"{name}@{number}"
-        return found
-
-    def _add(
-        self,
-        node: fx.Node,
-        name: str,
-        op: str,
-        inputs: tuple[str, ...],
-        *,
-        layer: str = "",
-        attributes: Mapping[str, Any] | None = None,
-    ) -> str:
-        shape = shape_of(node)
-        self.shapes[name] = shape
-        known = shape if shape is not None and all(type(size) is int for size in shape) else ()
-        self.nodes[name] = Node(name, op, inputs, layer, known, attributes or {}, node.name)
-        return name
-
     def finish(self) -> Graph:
         """The graph of the nodes that matter to an output, in the order in which they were found."""
         wanted = [name for name, node in self.nodes.items() if node.op == "output"]
@@ -384,13 +345,6 @@ class _Builder:
 
 def _is_call(node: str, module: str) -> bool:
     return node == module or node.startswith(f"{module}@")
-
-
-def _same(operation: str) -> tuple[str, ...]:
-    """The names under which a module's one operation may be traced."""
-    known = "upsample" if operation.startswith(("upsample", "interpolate")) else operation
-    known = "dropout" if "dropout" in known else known
-    return (known, operation.removeprefix("_").removesuffix("_with_indices"), "hardtanh" if known == "relu6" else known)
 
 
 def _is_padded(padding: Any, kernel: Iterable[int]) -> bool:
