@@ -317,8 +317,11 @@ def test_a_transformer_shows_its_layers() -> None:
     graph = adapter.graph(model, Batch((torch.randn(2, 5, 8),)))
     check(graph, model)
     assert [len(graph.calls[f"layers.{i}.{name}"]) for i in (0, 1) for name in ("linear1", "linear2")] == [1] * 4
-    packed = graph.by_name["layers.1.self_attn.in_proj_weight"]
-    assert packed.attributes["layers"] == tuple(f"layers.1.self_attn.in_proj_weight.{part}" for part in "qkv")
+    packed = [f"layers.1.self_attn.in_proj_weight.{part}" for part in "qkv"]
+    assert [[(node.name, node.shape) for node in graph.calls[name]] for name in packed] == [
+        [(name, (5, 2, 8))] for name in packed
+    ]
+    assert graph.by_name["layers.1.self_attn/concat"].inputs == tuple(packed)
     assert [node.op for node in graph.nodes].count("layer_norm") == 4
     symbolic = adapter.graph(model, None)
     assert [node.op for node in symbolic.nodes] == ["input", "nn.TransformerEncoder", "output"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from qvis.adapters.rewritten import Rewritten
 from qvis.adapters.torch.graph import graph as graph
-from qvis.adapters.torch.parts import BIASED, RULES, Part, known_type
+from qvis.adapters.torch.parts import RULES, Part, bias_of, known_type
 from qvis.adapters.torch.tensors import Collector, Source, count, framework
 from qvis.layers import FloatArray, Network
 from qvis.rewriting import Rewriting
@@ -47,8 +47,9 @@ def read(model: nn.Module) -> Network:
             sources = dict(_sources(module))
             parts = list(_parts(module, sources))
             for part in parts:
-                bias = sources.get("bias") if part.op in BIASED and part.tensor == "weight" else None
-                found.add(part.name_in(name), sources[part.tensor], part, bias)
+                bias = bias_of(part)
+                added = None if bias is None or bias.tensor not in sources else (sources[bias.tensor], bias)
+                found.add(part.name_in(name), sources[part.tensor], part, added)
             op = _layer_type(module)
             if op is not None and not parts:
                 found.skip(name or "(root)", f"is a {op} that keeps its weights packed or elsewhere")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +13,18 @@ from qvis.adapters.torch import operations
 from qvis.adapters.torch.calls import Call, Held, call_module, call_operation, spatial_axes, type_of
 from qvis.adapters.torch.nodes import Nodes
 from qvis.adapters.torch.operations import Facts, describe
-from qvis.adapters.torch.values import Parts, Result, Several, Traced, flatten, nested_graph, nodes_in, plain, shape_of
+from qvis.adapters.torch.values import (
+    Parts,
+    Result,
+    Several,
+    Traced,
+    flatten,
+    nested_graph,
+    nodes_in,
+    plain,
+    shape_of,
+    shapes_of,
+)
 from qvis.layers import Graph, Node, Norm
 
 if TYPE_CHECKING:
@@ -161,10 +174,10 @@ class _Builder(Nodes):
         if weighted is not None:
             return weighted
         if not inputs:
-            return self._constant(call, [one for one in leaves if isinstance(one, Held)])
+            return self._constant(node, call, [one for one in leaves if isinstance(one, Held)])
         return self._part(node, call) or self._plain_operation(node, call, inputs)
 
-    def _constant(self, call: Call, operands: Sequence[Held]) -> Any:
+    def _constant(self, node: fx.Node, call: Call, operands: Sequence[Held]) -> Any:
         """What an operation on constants gives."""
         if not operands:
             return Held()
@@ -172,16 +185,45 @@ class _Builder(Nodes):
         if len(operands) == 1 and call.operation in operations.COPIES:
             return first
         if len(operands) == 1 and call.operation in operations.TRANSPOSES and len(self.held.shape_of(first)) == 2:
-            return Held(first.path, not first.flipped, first.computed)
+            return replace(first, flipped=not first.flipped)
+        if call.operation == "getitem" and isinstance(call.args[0], tuple) and isinstance(call.args[1], (int, slice)):
+            return call.args[0][call.args[1]]
+        if not first.flipped and call.args and call.args[0] is first:
+            rows = self._rows(node, call, first)
+            if rows is not None:
+                return rows
         path = next((one.path for one in operands if one.path), "")
         return Held(path, first.flipped, computed=True)
+
+    def _rows(self, node: fx.Node, call: Call, whole: Held) -> Any:
+        """Some of the rows of a constant, or the list of its parts; None for any other operation."""
+        if call.operation in operations.SPLITS:
+            shapes = shapes_of(node)
+            if call.operation == "unbind" or operations.split_axis(call, None) != 0 or not shapes:
+                return None
+            ends = list(accumulate(shape[0] for shape in shapes))
+            return tuple(self.held.rows(whole, *pair) for pair in zip((0, *ends), ends, strict=False))
+        if call.operation == "narrow" and call.get(1, "dim") == 0:
+            start, length = call.get(2, "start"), call.get(3, "length")
+            key = slice(start, start + length) if type(start) is type(length) is int and start >= 0 else None
+        elif call.operation == "slice" and call.get(1, "dim", default=0) == 0:
+            key = slice(*(call.get(2 + i, name) for i, name in enumerate(("start", "end", "step"))))
+        else:
+            key = call.args[1] if call.operation == "getitem" and isinstance(call.args[1], slice) else None
+        if key is None or not all(one is None or type(one) is int for one in (key.start, key.stop, key.step)):
+            return None
+        start, end, step = key.indices(self.held.count_rows(whole))
+        return self.held.rows(whole, start, max(start, end)) if step == 1 else None
 
     def _part(self, node: fx.Node, call: Call) -> Any:
         """One of several results, or the list of them; None for any other operation."""
         value = call.args[0] if call.args else None
         if call.operation in operations.SPLITS and isinstance(value, Result):
-            axis = describe(self._facts(node, call, 1))[1]["axis"]
-            return Parts(value.node, axis)
+            before, shapes = self.shapes.get(value.node), shapes_of(node)
+            axis = operations.split_axis(call, before)
+            single = call.operation == "unbind"
+            sizes = [1 if single else shape[axis] for shape in shapes] if axis is not None else []
+            return Parts(value.node, axis, tuple(sizes))
         if call.operation != "getitem":
             return None
         key = call.args[1]
@@ -189,6 +231,9 @@ class _Builder(Nodes):
             return value[key]
         if isinstance(value, Parts):
             attributes = {"axis": value.axis, "index": key if isinstance(key, int) else None}
+            if value.sizes and isinstance(key, int):
+                index = key % len(value.sizes)
+                attributes.update(index=index, start=sum(value.sizes[:index]), step=1)
             name = self._name(call, "split")
             return Result(self._add(node, name, "split", (value.node,), attributes=attributes))
         if isinstance(value, Several) and isinstance(key, int):
@@ -278,7 +323,30 @@ class _Builder(Nodes):
         across = layer.channels == "axis 1"  # the layer's rows are the columns of the tensor
         if columns ^ weight.flipped ^ across:
             attributes["transposed"] = True
+        if not (columns or weight.flipped or weight.computed) and nodes_in(data):
+            packed = self._packed(node, call, nodes_in(data), weight, attributes)
+            if packed is not None:
+                return packed
         return self._add_weighted(node, call, "linear", nodes_in(data), weight, attributes, channels)
+
+    def _packed(
+        self, node: fx.Node, call: Call, inputs: tuple[str, ...], weight: Held, attributes: dict[str, Any]
+    ) -> Result | None:
+        """A product with a tensor that holds several layers: one of each, and what they give side by side."""
+        parts = self.held.packed(weight)
+        shape, axis = shape_of(node), attributes["channel_axis"]
+        added = []
+        for layer, count in parts:
+            part = None if shape is None else (*shape[:-1], count)
+            name = self._unique(layer)
+            added.append(self._add(node, name, "linear", inputs, layer=layer, attributes=dict(attributes), shape=part))
+        if not added:
+            return None
+        if len(added) > 1:
+            name = self._name(call, "concat")
+            added = [self._add(node, name, "concat", tuple(added), attributes={"axis": axis})]
+        self.channels[added[0]] = axis
+        return Result(added[0])
 
     def _add_weighted(
         self,

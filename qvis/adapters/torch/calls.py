@@ -28,6 +28,8 @@ class Held:
     """Whether it was transposed."""
     computed: bool = False
     """Whether it is not the tensor itself, but something made from it."""
+    rows: tuple[int, int] | None = None
+    """The first of the tensor's rows that it is, and the end of them; None for all of it."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,6 @@ _PLAIN = {
     "Upsample": "upsample",
     "UpsamplingNearest2d": "upsample",
     "UpsamplingBilinear2d": "upsample",
-    "InstanceNorm1d": "instance_norm",
-    "InstanceNorm2d": "instance_norm",
-    "InstanceNorm3d": "instance_norm",
-    "GroupNorm": "group_norm",
     "PixelShuffle": "pixel_shuffle",
     "PixelUnshuffle": "pixel_unshuffle",
     "Unflatten": "unflatten",
@@ -105,6 +103,8 @@ _DETAILED: dict[str, tuple[str, Translation]] = {
     "Flatten": ("flatten", lambda module: (module.start_dim, module.end_dim)),
     "LayerNorm": ("layer_norm", lambda module: (module.normalized_shape, *_affine(module), module.eps)),
     "RMSNorm": ("rms_norm", lambda module: (module.normalized_shape, *_affine(module)[:1], module.eps)),
+    "GroupNorm": ("group_norm", lambda module: (module.num_groups, *_affine(module), module.eps)),
+    **{f"InstanceNorm{n}d": ("instance_norm", lambda module: _affine(module)) for n in (1, 2, 3)},
     "Linear": ("linear", lambda module: _affine(module)),
     **{f"ZeroPad{n}d": ("pad", lambda module: (module.padding, "constant", 0)) for n in (1, 2, 3)},
     **{f"ConstantPad{n}d": ("pad", lambda module: (module.padding, "constant", module.value)) for n in (1, 2, 3)},

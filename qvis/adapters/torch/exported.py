@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from qvis.adapters.rewritten import Rewritten
 from qvis.adapters.torch.graph import graph_of_export
-from qvis.adapters.torch.parts import BIASED, RULES, Part, known_type
+from qvis.adapters.torch.parts import RULES, Part, bias_of, known_type
 from qvis.adapters.torch.tensors import Collector, Source, framework
 from qvis.errors import NoGraphError, NotRunnableError
 from qvis.layers import Graph, Network
@@ -116,8 +116,7 @@ def read(model: Path | ExportedProgram | fx.GraphModule) -> Network:
     found = Collector()
     biases = _biases(program)
     for path, source, part in _weights(program):
-        bias = biases.get(source.key) if part.op in BIASED else None
-        found.add(part.name_in(path.rpartition(".")[0]), source, part, bias)
+        found.add(part.name_in(path.rpartition(".")[0]), source, part, _bias(program, biases, path, source, part))
     name = program.types.get("", name).rpartition(".")[2]
     parameters = {source.key: source.get().numel() for source in program.parameters.values()}
     return found.network(name, framework(), sum(parameters.values()))
@@ -133,6 +132,18 @@ def _biases(program: Program) -> dict[Hashable, Source]:
             if weight in held and bias in held:
                 found.setdefault(held[weight].key, held[bias])
     return found
+
+
+def _bias(
+    program: Program, biases: Mapping[Hashable, Source], path: str, source: Source, part: Part
+) -> tuple[Source, Part] | None:
+    """What is added to the channels of a matrix of the tensor at a path, and where in that it is."""
+    if part.op == "MultiheadAttention":
+        bias = bias_of(part)
+        added = None if bias is None else program.source(".".join(filter(None, (path.rpartition(".")[0], bias.tensor))))
+    else:
+        bias, added = bias_of(part._replace(tensor="weight")), biases.get(source.key)
+    return None if bias is None or added is None else (added, bias)
 
 
 def _program(model: Path | ExportedProgram | fx.GraphModule) -> tuple[Program, str]:

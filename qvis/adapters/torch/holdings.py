@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from qvis.adapters.torch.calls import Call, Held
@@ -28,10 +29,40 @@ class Holdings:
             return module, (self.layers[module].name,)
         if path in self.layers:
             return path, (self.layers[path].name,)
-        inside = dict.fromkeys(
-            layer.name for name, layer in self.layers.items() if path and name.rpartition(".")[0] == path
-        )
-        return path if inside else "", tuple(inside)
+        inside = self._stacked(path)
+        return path if inside else "", tuple(dict.fromkeys(layer.name for layer in inside))
+
+    def _stacked(self, path: str) -> list[Layer]:
+        """The layers that are stored on top of one another in a tensor, in order."""
+        return [layer for name, layer in self.layers.items() if path and name.rpartition(".")[0] == path]
+
+    def packed(self, held: Held) -> list[tuple[str, int]]:
+        """The layers that some rows of a tensor hold one below another, with how many rows each has.
+
+        Empty where the tensor is the weight of one layer, and where the rows do not begin and end with layers.
+        """
+        found: list[tuple[str, int]] = []
+        place, (start, end) = 0, held.rows or (0, self.count_rows(held))
+        for layer in self._stacked(held.path) if self.owner(held)[0] == held.path else ():
+            count = layer.shape[0]
+            if start <= place and place + count <= end:
+                found.append((layer.name, count))
+            place += count
+        return found if sum(count for _, count in found) == end - start else []
+
+    def count_rows(self, held: Held) -> int:
+        """How many rows a tensor, or a part of it, has."""
+        if held.rows is not None:
+            return held.rows[1] - held.rows[0]
+        return int(self.tensors[held.path].shape[0]) if held.path in self.tensors else 0
+
+    def rows(self, held: Held, start: int, end: int) -> Held:
+        """Some rows of a tensor, or of a part of it. Where they are no whole layers, it counts as computed."""
+        if (start, end) == (0, self.count_rows(held)):
+            return held
+        before = 0 if held.rows is None else held.rows[0]
+        found = replace(held, rows=(before + start, before + end))
+        return found if held.computed or self.packed(found) else replace(found, computed=True)
 
     def layer_of(self, weight: Held, call: Call) -> Layer | None:
         _, layers = self.owner(weight)
@@ -53,11 +84,12 @@ class Holdings:
         tensor = self.tensors.get(held.path)
         if tensor is None or (held.computed and self.owner(held)[1] == ()):
             return (0, 0)
-        return tuple(tensor.shape)
+        shape = tuple(tensor.shape)
+        return shape if held.rows is None else (self.count_rows(held), *shape[1:])
 
     def numbers(self, held: Any) -> FloatArray | None:
         """The numbers of a vector that the model holds; float64 as it is, all others as float32."""
-        if not isinstance(held, Held) or held.computed or held.path not in self.tensors:
+        if not isinstance(held, Held) or held.computed or held.rows is not None or held.path not in self.tensors:
             return None
         import torch
 

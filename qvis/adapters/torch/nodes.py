@@ -50,8 +50,9 @@ class Nodes:
         *,
         layer: str = "",
         attributes: Mapping[str, Any] | None = None,
+        shape: tuple[int, ...] | None = None,
     ) -> str:
-        shape = shape_of(node)
+        shape = shape_of(node) if shape is None else shape
         self.shapes[name] = shape
         known = shape if shape is not None and all(type(size) is int for size in shape) else ()
         self.nodes[name] = Node(name, op, inputs, layer, known, attributes or {}, node.name)

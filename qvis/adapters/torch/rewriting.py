@@ -25,7 +25,7 @@ from qvis.adapters.rewritten import (
     precision_notes,
 )
 from qvis.adapters.torch.copying import copied
-from qvis.adapters.torch.parts import BIASED, Part, rows
+from qvis.adapters.torch.parts import Part, bias_of, rows
 from qvis.adapters.torch.tensors import _stored_type, identity
 from qvis.errors import BadArgumentError, suggest
 from qvis.layers import FloatArray, Network
@@ -105,7 +105,7 @@ def rewrite_program(
     """
     import torch
 
-    from qvis.adapters.torch.exported import _biases, _from_export, _from_graph, _is_export, _parts, _roles
+    from qvis.adapters.torch.exported import _bias, _biases, _from_export, _from_graph, _is_export, _parts, _roles
 
     program: Any = model
     if isinstance(model, Path):
@@ -124,8 +124,9 @@ def rewrite_program(
         for part in _parts(seen, path, roles.get(source.key)):
             name = part.name_in(path.rpartition(".")[0])
             numbers.layers.setdefault(name, (path, part))
-            if part.op in BIASED and source.key in biases:
-                numbers.biases.setdefault(name, paths[biases[source.key].key])
+            bias = _bias(seen, biases, path, source, part)
+            if bias is not None:
+                numbers.biases.setdefault(name, (paths[bias[0].key], bias[1]))
     plan = _planned(numbers, network, rewriting)
     if not inplace and not isinstance(model, Path):
         with warnings.catch_warnings():
@@ -151,7 +152,8 @@ class _Numbers:
     """Of each normalization by running statistics."""
     layers: dict[str, tuple[str, Part]] = field(default_factory=dict)
     """The tensor that each layer is in, under each of its names."""
-    biases: dict[str, str] = field(default_factory=dict)
+    biases: dict[str, tuple[str, Part]] = field(default_factory=dict)
+    """The tensor that holds what each layer adds, likewise."""
     computed: dict[str, str] = field(default_factory=dict)
     """How a tensor is computed that is made from others."""
 
@@ -180,7 +182,7 @@ def _of_module(model: nn.Module) -> _Numbers:
     tensors: dict[str, Tensor] = {}
     epsilons: dict[str, float] = {}
     layers: dict[str, tuple[str, Part]] = {}
-    biases: dict[str, str] = {}
+    biases: dict[str, tuple[str, Part]] = {}
     computed: dict[str, str] = {}
     with torch.no_grad():
         for path, module in _walk(model):
@@ -195,8 +197,9 @@ def _of_module(model: nn.Module) -> _Numbers:
                     tensors[_join(path, name)] = source.get()
             for part in _parts(module, sources):
                 layers.setdefault(part.name_in(path), (_join(path, part.tensor), part))
-                if part.op in BIASED and part.tensor == "weight" and sources.get("bias") is not None:
-                    biases.setdefault(part.name_in(path), _join(path, "bias"))
+                bias = bias_of(part)
+                if bias is not None and sources.get(bias.tensor) is not None:
+                    biases.setdefault(part.name_in(path), (_join(path, bias.tensor), bias))
             epsilon = getattr(module, "eps", None)
             if isinstance(epsilon, float) and isinstance(getattr(module, "running_mean", None), torch.Tensor):
                 epsilons[path or "(root)"] = epsilon
@@ -228,7 +231,8 @@ def _planned(numbers: _Numbers, network: Network, rewriting: Rewriting) -> _Plan
         path, part = numbers.layers[name]
         _put(plan, numbers, "weights", name, path, matrix, part)
     for name, bias in rewriting.biases.items():
-        _put(plan, numbers, "biases", name, numbers.biases[name], bias)
+        path, part = numbers.biases[name]
+        _put(plan, numbers, "biases", name, path, bias, part)
     for name, norm in rewriting.norms.items():
         if name not in numbers.epsilons or _join(name, "running_mean") not in numbers.tensors:
             raise BadArgumentError(

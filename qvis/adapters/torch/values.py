@@ -26,6 +26,8 @@ class Parts:
 
     node: str
     axis: int | None
+    sizes: tuple[int, ...] = ()
+    """How much of the axis each part is; empty where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,15 @@ def shape_of(node: fx.Node) -> tuple[int, ...] | None:
     known = known[0] if isinstance(known, (tuple, list)) and known else known
     shape = getattr(known, "shape", None)
     return None if shape is None else tuple(shape)
+
+
+def shapes_of(node: fx.Node) -> tuple[tuple[int, ...], ...]:
+    """The shapes of all the results of an operation that has several; empty where they are not known."""
+    known = node.meta.get("val")
+    shapes = [getattr(one, "shape", None) for one in known] if isinstance(known, (tuple, list)) else []
+    found = tuple(tuple(shape) for shape in shapes if shape is not None)
+    whole = len(found) == len(shapes) and all(type(size) is int for shape in found for size in shape)
+    return found if whole else ()
 
 
 def flatten(value: Any) -> Iterator[Any]:
