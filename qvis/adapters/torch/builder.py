@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -174,46 +172,8 @@ class _Builder(Nodes):
         if weighted is not None:
             return weighted
         if not inputs:
-            return self._constant(node, call, [one for one in leaves if isinstance(one, Held)])
+            return self.held.constant(node, call, [one for one in leaves if isinstance(one, Held)])
         return self._part(node, call) or self._plain_operation(node, call, inputs)
-
-    def _constant(self, node: fx.Node, call: Call, operands: Sequence[Held]) -> Any:
-        """What an operation on constants gives."""
-        if not operands:
-            return Held()
-        first = operands[0]
-        if len(operands) == 1 and call.operation in operations.COPIES:
-            return first
-        if len(operands) == 1 and call.operation in operations.TRANSPOSES and len(self.held.shape_of(first)) == 2:
-            return replace(first, flipped=not first.flipped)
-        if call.operation == "getitem" and isinstance(call.args[0], tuple) and isinstance(call.args[1], (int, slice)):
-            return call.args[0][call.args[1]]
-        if not first.flipped and call.args and call.args[0] is first:
-            rows = self._rows(node, call, first)
-            if rows is not None:
-                return rows
-        path = next((one.path for one in operands if one.path), "")
-        return Held(path, first.flipped, computed=True)
-
-    def _rows(self, node: fx.Node, call: Call, whole: Held) -> Any:
-        """Some of the rows of a constant, or the list of its parts; None for any other operation."""
-        if call.operation in operations.SPLITS:
-            shapes = shapes_of(node)
-            if call.operation == "unbind" or operations.split_axis(call, None) != 0 or not shapes:
-                return None
-            ends = list(accumulate(shape[0] for shape in shapes))
-            return tuple(self.held.rows(whole, *pair) for pair in zip((0, *ends), ends, strict=False))
-        if call.operation == "narrow" and call.get(1, "dim") == 0:
-            start, length = call.get(2, "start"), call.get(3, "length")
-            key = slice(start, start + length) if type(start) is type(length) is int and start >= 0 else None
-        elif call.operation == "slice" and call.get(1, "dim", default=0) == 0:
-            key = slice(*(call.get(2 + i, name) for i, name in enumerate(("start", "end", "step"))))
-        else:
-            key = call.args[1] if call.operation == "getitem" and isinstance(call.args[1], slice) else None
-        if key is None or not all(one is None or type(one) is int for one in (key.start, key.stop, key.step)):
-            return None
-        start, end, step = key.indices(self.held.count_rows(whole))
-        return self.held.rows(whole, start, max(start, end)) if step == 1 else None
 
     def _part(self, node: fx.Node, call: Call) -> Any:
         """One of several results, or the list of them; None for any other operation."""
@@ -248,7 +208,8 @@ class _Builder(Nodes):
         layers = self.held.layers_used(call)
         if layers and word == (call.original or call.operation):
             attributes = {**attributes, "layers": layers}
-        name = self._name(call, word)
+        owner = self.held.owner_of_affine(call) if word in ("layer_norm", "rms_norm", "group_norm") else ""
+        name = self._unique(owner) if owner else self._name(call, word)
         added = self._add(node, name, word, inputs, attributes=attributes)
         self.channels[added] = self._channels_after(word, inputs[0], attributes, node)
         return Several(added) if self._has_several(node, call) else Result(added)

@@ -242,6 +242,9 @@ def call_operation(node: fx.Node, module: str, kind: str) -> Call:
         order = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")
         given = _bound(target, args, kwargs)
         args, kwargs = tuple(given.get(one) for one in order), {}
+    elif target is functional.instance_norm:
+        given = _bound(target, args, kwargs)
+        args, kwargs = tuple(given.get(one) for one in ("input", "weight", "bias")), {}
     elif target is functional.embedding:
         given = _bound(target, args, kwargs)
         args, kwargs = (given["weight"], given["input"]), {}

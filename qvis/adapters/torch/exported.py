@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from qvis.adapters.rewritten import Rewritten
+from qvis.adapters.torch.affines import Affine, affines_of_program
 from qvis.adapters.torch.graph import graph_of_export
 from qvis.adapters.torch.parts import RULES, Part, bias_of, known_type
 from qvis.adapters.torch.tensors import Collector, Source, framework
@@ -140,10 +141,15 @@ def _bias(
     """What is added to the channels of a matrix of the tensor at a path, and where in that it is."""
     if part.op == "MultiheadAttention":
         bias = bias_of(part)
-        added = None if bias is None else program.source(".".join(filter(None, (path.rpartition(".")[0], bias.tensor))))
+        added = None if bias is None else program.source(_beside(path, bias.tensor))
     else:
         bias, added = bias_of(part._replace(tensor="weight")), biases.get(source.key)
     return None if bias is None or added is None else (added, bias)
+
+
+def _beside(path: str, name: str) -> str:
+    """The path of another tensor of the same module."""
+    return ".".join(filter(None, (path.rpartition(".")[0], name)))
 
 
 def _program(model: Path | ExportedProgram | fx.GraphModule) -> tuple[Program, str]:
@@ -220,6 +226,11 @@ def rewrite(
     from qvis.adapters.torch.rewriting import rewrite_program
 
     return rewrite_program(model, network, rewriting, inplace)
+
+
+def affines(model: Path | ExportedProgram | fx.GraphModule) -> dict[str, Affine]:
+    """Factor and shift of the normalizations of a program; see :mod:`qvis.adapters.torch.affines`."""
+    return affines_of_program(_program(model)[0])
 
 
 def save(model: ExportedProgram | fx.GraphModule, path: Path, example: Batch | None = None) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
 
+from qvis.adapters.torch import operations
 from qvis.adapters.torch.calls import Call, Held
-from qvis.adapters.torch.values import Traced, flatten
+from qvis.adapters.torch.operations import affine_of
+from qvis.adapters.torch.values import Traced, flatten, shapes_of
 from qvis.layers import FloatArray, Layer
+
+if TYPE_CHECKING:
+    from torch import fx
 
 
 class Holdings:
@@ -70,6 +77,13 @@ class Holdings:
             return self.layers[layers[0]]
         return self.layers.get(call.module or "(root)") if weight.computed else None
 
+    def owner_of_affine(self, call: Call) -> str:
+        """The module whose ``weight`` and ``bias`` are the factor and shift of a normalization; empty for others."""
+        scale, shift = affine_of(call)
+        owner, _, name = scale.path.rpartition(".") if isinstance(scale, Held) else ("", "", "")
+        plain = all(one is None or (isinstance(one, Held) and not one.computed) for one in (scale, shift))
+        return owner if plain and name == "weight" and shift in (None, Held(f"{owner}.bias")) else ""
+
     def layers_used(self, call: Call) -> tuple[str, ...]:
         """The layers in an operation that has no word: those of the module, or whose tensors it takes."""
         if call.operation.startswith("nn."):
@@ -79,6 +93,44 @@ class Holdings:
             held = (one for one in flatten((call.args, call.kwargs)) if isinstance(one, Held))
             names = (name for one in held for name in self.owner(one)[1])
         return tuple(dict.fromkeys(self.layers[name].name for name in names))
+
+    def constant(self, node: fx.Node, call: Call, operands: Sequence[Held]) -> Any:
+        """What an operation on constants gives."""
+        if not operands:
+            return Held()
+        first = operands[0]
+        if len(operands) == 1 and call.operation in operations.COPIES:
+            return first
+        if len(operands) == 1 and call.operation in operations.TRANSPOSES and len(self.shape_of(first)) == 2:
+            return replace(first, flipped=not first.flipped)
+        if call.operation == "getitem" and isinstance(call.args[0], tuple) and isinstance(call.args[1], (int, slice)):
+            return call.args[0][call.args[1]]
+        if not first.flipped and call.args and call.args[0] is first:
+            rows = self._taken(node, call, first)
+            if rows is not None:
+                return rows
+        path = next((one.path for one in operands if one.path), "")
+        return Held(path, first.flipped, computed=True)
+
+    def _taken(self, node: fx.Node, call: Call, whole: Held) -> Any:
+        """Some of the rows of a constant, or the list of its parts; None for any other operation."""
+        if call.operation in operations.SPLITS:
+            shapes = shapes_of(node)
+            if call.operation == "unbind" or operations.split_axis(call, None) != 0 or not shapes:
+                return None
+            ends = list(accumulate(shape[0] for shape in shapes))
+            return tuple(self.rows(whole, *pair) for pair in zip((0, *ends), ends, strict=False))
+        if call.operation == "narrow" and call.get(1, "dim") == 0:
+            start, length = call.get(2, "start"), call.get(3, "length")
+            key = slice(start, start + length) if type(start) is type(length) is int and start >= 0 else None
+        elif call.operation == "slice" and call.get(1, "dim", default=0) == 0:
+            key = slice(*(call.get(2 + i, name) for i, name in enumerate(("start", "end", "step"))))
+        else:
+            key = call.args[1] if call.operation == "getitem" and isinstance(call.args[1], slice) else None
+        if key is None or not all(one is None or type(one) is int for one in (key.start, key.stop, key.step)):
+            return None
+        start, end, step = key.indices(self.count_rows(whole))
+        return self.rows(whole, start, max(start, end)) if step == 1 else None
 
     def shape_of(self, held: Held) -> tuple[int, ...]:
         tensor = self.tensors.get(held.path)

@@ -242,17 +242,23 @@ def _layer_norm(word: str) -> Rule:
     def rule(facts: Facts) -> Described:
         count = facts.call.get(1, "normalized_shape")
         count = len(count) if isinstance(count, Sequence) else 1
-        scale = facts.call.get(2, "weight") is not None
-        shift = word == "layer_norm" and facts.call.get(3, "bias") is not None
+        scale, shift = (one is not None for one in affine_of(facts.call))
         rank = 0 if facts.after is None else len(facts.after)
         return word, {"axes": tuple(range(rank - count, rank)), "scale": scale, "shift": shift}
 
     return rule
 
 
+def affine_of(call: Call) -> tuple[Any, Any]:
+    """The factor and the shift of a layer, RMS, group or instance normalization; None for one that it has not."""
+    first = call.operation == "instance_norm" or call.original == "aten.native_group_norm"
+    position = 1 if first else 2
+    shift = None if call.operation == "rms_norm" else call.get(position + 1, "bias")
+    return call.get(position, "weight"), shift
+
+
 def _group_norm(facts: Facts) -> Described:
-    position = 2 if facts.call.operation == "group_norm" and facts.call.original != "aten.native_group_norm" else 1
-    scale, shift = (facts.call.get(position + i, name) is not None for i, name in enumerate(("weight", "bias")))
+    scale, shift = (one is not None for one in affine_of(facts.call))
     return "group_norm", {"channel_axis": 1, "scale": scale, "shift": shift}
 
 
