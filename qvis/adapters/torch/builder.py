@@ -9,7 +9,7 @@ import numpy as np
 
 from qvis.adapters.torch import operations
 from qvis.adapters.torch.calls import Call, Held, call_module, call_operation, spatial_axes, type_of
-from qvis.adapters.torch.nodes import Nodes
+from qvis.adapters.torch.nodes import Nodes, known_shape
 from qvis.adapters.torch.operations import Facts, describe
 from qvis.adapters.torch.values import (
     Parts,
@@ -81,7 +81,7 @@ class _Builder(Nodes):
                 inputs = () if isinstance(one, Held) else (one.node,)
                 shape = self.shapes.get(inputs[0]) if inputs else None
                 name = self._unique(f"output{path if len(found) > 1 else ''}", module=False)
-                self.nodes[name] = Node(name, "output", inputs, shape=shape or ())
+                self.nodes[name] = Node(name, "output", inputs, shape=known_shape(shape))
 
     def _take(self, node: fx.Node) -> None:
         nested = nested_graph(node)
@@ -112,7 +112,7 @@ class _Builder(Nodes):
             if not whole:
                 name = self._unique(before.node.partition("/copy")[0] + "/copy")
                 self.nodes[name] = Node(
-                    name, "aten.copy", (before.node, value.node), shape=self.shapes[before.node] or ()
+                    name, "aten.copy", (before.node, value.node), shape=known_shape(self.shapes[before.node])
                 )
                 self.shapes[name], self.channels[name] = self.shapes[before.node], self.channels.get(before.node)
                 value = Result(name)
@@ -329,6 +329,8 @@ class _Builder(Nodes):
             name = call.module
         if len(layers) > 1:
             attributes["layers"] = layers
+        if self.held.layers.get(call.module or "(root)") is not layer:
+            attributes["uncalled"] = True
         name = self._unique(name) if name else self._name(call, op)
         used = layers[0] if len(layers) == 1 else ""
         added = self._add(node, name, op, inputs, layer=used, attributes=attributes)

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from torch import fx
 
 
+def known_shape(shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The shape; empty where it is not known, or has sizes that vary."""
+    return shape if shape is not None and all(type(size) is int for size in shape) else ()
+
+
 class Nodes:
     """The nodes that were found up to now."""
 
@@ -54,8 +59,7 @@ class Nodes:
     ) -> str:
         shape = shape_of(node) if shape is None else shape
         self.shapes[name] = shape
-        known = shape if shape is not None and all(type(size) is int for size in shape) else ()
-        self.nodes[name] = Node(name, op, inputs, layer, known, attributes or {}, node.name)
+        self.nodes[name] = Node(name, op, inputs, layer, known_shape(shape), attributes or {}, node.name)
         return name
 
 

@@ -25,7 +25,9 @@ from qvis.adapters.rewritten import (
     precision_notes,
 )
 from qvis.adapters.torch.copying import copied
+from qvis.adapters.torch.module_changes import plan_changes
 from qvis.adapters.torch.parts import Part, bias_of, rows
+from qvis.adapters.torch.program_changes import plan_program_changes
 from qvis.adapters.torch.tensors import _stored_type, identity
 from qvis.errors import BadArgumentError, suggest
 from qvis.layers import FloatArray, Network
@@ -71,6 +73,8 @@ def rewrite_module(model: nn.Module, network: Network, rewriting: Rewriting, inp
     numbers = _of_module(inner)
     plan = _planned(numbers, network, rewriting)
     computed = [path for path in plan.values if path in numbers.computed]
+    weights = {name: numbers.same[path] for name, (path, part) in numbers.layers.items() if not part.label}
+    changes = plan_changes(dict(_walk(inner)), weights, computed, network, rewriting)
     if inplace and computed:
         raise BadArgumentError(
             f"inplace: {computed[0]!r} is computed from other parameters ({numbers.computed[computed[0]]}), and would "
@@ -88,7 +92,9 @@ def rewrite_module(model: nn.Module, network: Network, rewriting: Rewriting, inp
             notes.append(f"{path!r} was computed by {numbers.computed[path]}, and is a plain parameter in the copy")
     tensors = numbers.tensors if inplace else _of_module(new).tensors
     _write(tensors, plan, numbers.same)
-    return Rewritten(model if inplace else new, (*notes, *precision_notes(plan.rounded)))
+    changes.make(dict(_walk(new)))
+    rounded = precision_notes(plan.rounded) + precision_notes(changes.rounded)
+    return Rewritten(model if inplace else new, (*notes, *changes.notes, *rounded))
 
 
 def rewrite_program(
@@ -128,6 +134,8 @@ def rewrite_program(
             if bias is not None:
                 numbers.biases.setdefault(name, (paths[bias[0].key], bias[1]))
     plan = _planned(numbers, network, rewriting)
+    weights = {name: (path, numbers.tensors[path]) for name, (path, _) in numbers.layers.items()}
+    changes = plan_program_changes(program, weights, network, rewriting)
     if not inplace and not isinstance(model, Path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -135,7 +143,9 @@ def rewrite_program(
     held = _from_export(program) if _is_export(program) else _from_graph(program)
     tensors = {path: source.get() for path, source in {**held.parameters, **held.buffers}.items()}
     _write(tensors, plan, numbers.same)
-    return Rewritten(program, tuple(precision_notes(plan.rounded)))
+    changes.make(program)
+    rounded = precision_notes(plan.rounded) + precision_notes(changes.rounded)
+    return Rewritten(program, (*changes.notes, *rounded))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

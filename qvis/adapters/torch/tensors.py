@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from qvis.adapters.torch.parts import View
 
 
+SCALE = "input_scale"
+"""The buffer by which a Linear that qvis has made multiplies what enters it."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Where the numbers of a tensor come from."""
