@@ -124,11 +124,14 @@ class _Builder(Nodes):
             return call_module(node, plain(path), self.traced.modules[path])
         stack = list(node.meta.get("nn_module_stack", {}).values())
         path, cls = stack[-1] if stack else ("", "")
+        path = plain(str(path).partition("@")[0])
+        known = self.traced.modules.get(path)
+        cls = cls if known is None else type(known)
         if isinstance(cls, type):
             kind = type_of(cls)
         else:  # a class of one's own is only known by its name
             kind = str(cls).rpartition(".")[2] if str(cls).startswith("torch.nn.modules.") else ""
-        return call_operation(node, plain(str(path).partition("@")[0]), kind)
+        return call_operation(node, path, kind)
 
     # -- one operation
 

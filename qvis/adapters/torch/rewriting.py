@@ -43,6 +43,14 @@ _STATISTICS = {"mean": "running_mean", "variance": "running_var", "scale": "weig
 def rewrite_module(model: nn.Module, network: Network, rewriting: Rewriting, inplace: bool = False) -> Rewritten:
     """Write new numbers into a copy of a module; with ``inplace`` into the module itself.
 
+    A clip of :attr:`Rewriting.unclipped` that is an ``nn.ReLU6`` or ``nn.Hardtanh`` becomes an ``nn.ReLU``, wherever
+    the model uses that module; one in the code of the model stays, and a note says so.
+
+    A Linear of :attr:`Rewriting.multiplies` becomes a :class:`~qvis.adapters.torch.scaled_linear.ScaledLinear`, an
+    ``nn.Linear`` with the same parameters and the buffer ``<layer>.input_scale``, (in_features,), by which it
+    multiplies its input. A state dict has this key too, and a pickled model needs qvis to be loaded; a ``.pt2`` file
+    does not.
+
     Parameters
     ----------
     model
@@ -64,7 +72,8 @@ def rewrite_module(model: nn.Module, network: Network, rewriting: Rewriting, inp
     ------
     BadArgumentError
         A name or a shape is wrong, a layer has no bias, numbers do not fit a type, or a weight is computed from others
-        or quantized where it would have to be written as it is.
+        or quantized where it would have to be written as it is. A layer whose input is to be multiplied is not exactly
+        an ``nn.Linear``, or its weight is used without calling it.
     """
     from qvis.adapters.torch import _unwrap, _walk
 
@@ -101,6 +110,9 @@ def rewrite_program(
     model: Path | ExportedProgram | fx.GraphModule, network: Network, rewriting: Rewriting, inplace: bool = False
 ) -> Rewritten:
     """Write new numbers into a copy of an exported program, or of the one in a file.
+
+    Clips of :attr:`Rewriting.unclipped` become ``aten.relu``. For :attr:`Rewriting.multiplies`, ``aten.mul`` by the new
+    buffer ``<layer>.input_scale``, (in_features,), is inserted before each product with the layer's weight.
 
     A file is loaded with ``torch.export.load``, which runs what it says: rewrite only files that you trust.
 

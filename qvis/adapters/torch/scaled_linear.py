@@ -1,8 +1,9 @@
 """A Linear that multiplies what enters it. Loaded only where torch is; models that hold one can be pickled."""
 
-from __future__ import annotations
+# no deferred annotations: torch.jit.script evaluates them as they stand
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from qvis.adapters.torch.tensors import SCALE
 
@@ -19,11 +20,11 @@ class ScaledLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """``(..., in_features) -> (..., out_features)``."""
-        return super().forward(input * self.input_scale)
+        return functional.linear(input * self.input_scale, self.weight, self.bias)
 
 
 def scale_inputs(module: nn.Linear, factors: Tensor) -> None:
-    """Multiply what enters a Linear by ``factors``, (in_features,)"""
+    """Multiply what enters a Linear by ``factors``, (in_features,)."""
     if isinstance(module, ScaledLinear):
         module.input_scale = factors
         return

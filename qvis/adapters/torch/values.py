@@ -52,7 +52,7 @@ class Traced:
     inputs: frozenset[str] | None = None
     """The placeholders that are inputs of the model; None: all others."""
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
-    """What the graph calls without looking into it."""
+    """Those of the model by their paths, as far as there are any."""
     outputs: Callable[[Any], Iterator[tuple[str, fx.Node]]] = field(default=lambda result: name_outputs(result))
     """Names what the model returns."""
 
