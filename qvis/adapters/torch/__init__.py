@@ -72,6 +72,13 @@ def rewrite(model: nn.Module, network: Network, rewriting: Rewriting, inplace: b
     return rewrite_module(model, network, rewriting, inplace)
 
 
+def multipliable(model: nn.Module, network: Network) -> list[str]:
+    """The layers before which a multiplication can be inserted; see :func:`qvis.adapters.multipliable`."""
+    from qvis.adapters.torch import rewriting
+
+    return rewriting.multipliable(model, network)
+
+
 def save(model: nn.Module, path: Path, example: Batch | None = None) -> None:
     """Write a module to a file; see :func:`qvis.adapters.torch.saving.save_module`."""
     from qvis.adapters.torch.saving import save_module

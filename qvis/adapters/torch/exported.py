@@ -228,6 +228,13 @@ def rewrite(
     return rewrite_program(model, network, rewriting, inplace)
 
 
+def multipliable(model: Path | ExportedProgram | fx.GraphModule, network: Network) -> list[str]:
+    """The layers before which a multiplication can be inserted; see :func:`qvis.adapters.multipliable`."""
+    from qvis.adapters.torch import rewriting
+
+    return rewriting.multipliable(model, network)
+
+
 def affines(model: Path | ExportedProgram | fx.GraphModule) -> dict[str, Affine]:
     """Factor and shift of the normalizations of a program; see :mod:`qvis.adapters.torch.affines`."""
     return affines_of_program(_program(model)[0])

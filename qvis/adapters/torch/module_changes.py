@@ -7,6 +7,7 @@ hooks and flags stay, and it changes wherever the model holds it.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,18 @@ def plan_changes(
             "a state dict of the model holds too"
         )
     return changes
+
+
+def multipliable_linears(
+    modules: Mapping[str, nn.Module], weights: Mapping[str, list[str]], plain: Collection[str], network: Network
+) -> list[str]:
+    """The layers that :func:`plan_changes` can multiply what enters; see there."""
+    found = []
+    for layer in network.layers:
+        with suppress(BadArgumentError):
+            _check_linear(layer.name, weights.get(layer.name, []), modules, plain, network)
+            found.append(layer.name)
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -51,20 +51,14 @@ def plan_program_changes(
     program: Any, weights: Mapping[str, tuple[str, Tensor]], network: Network, rewriting: Rewriting
 ) -> ProgramChanges:
     """Find what has to be changed, and check that it can be. ``weights`` are the layers' tensors with their paths."""
-    from qvis.adapters.torch.exported import graph as find_graph
-
     changes = ProgramChanges()
     if not (rewriting.unclipped or rewriting.multiplies):
         return changes
-    graph = find_graph(program)
-    found: dict[str, list[fx.Node]] = {}
-    for one in _graphs(program):
-        for node in one.nodes:
-            found.setdefault(node.name, []).append(node)
+    calls = _Calls(program)
     for name in rewriting.unclipped:
-        _plan_clip(changes, name, graph, found)
+        _plan_clip(changes, name, calls.graph, calls.nodes)
     for name, factors in rewriting.multiplies.items():
-        _plan_product(changes, program, name, factors, weights, network, graph, found)
+        _plan_product(changes, program, name, factors, weights, network, calls)
     return changes
 
 
@@ -119,6 +113,44 @@ def _unclip(node: fx.Node) -> None:
 # Multiplications
 
 
+def multipliable_products(program: Any, weights: Mapping[str, tuple[str, Tensor]], network: Network) -> list[str]:
+    """The layers that :func:`plan_program_changes` can multiply what enters; see there."""
+    calls = _Calls(program)
+    return [layer.name for layer in network.layers if layer.name in weights and calls.products_of(layer.name)]
+
+
+class _Calls:
+    """The operations of a program that apply its layers."""
+
+    def __init__(self, program: Any) -> None:
+        from qvis.adapters.torch.exported import graph as find_graph
+
+        self.main = program.graph
+        self.graph = find_graph(program)
+        self.nodes: dict[str, list[fx.Node]] = {}
+        """By name, in all graphs inside the program."""
+        for one in _graphs(program):
+            for node in one.nodes:
+                self.nodes.setdefault(node.name, []).append(node)
+        self.layers: dict[str, set[str]] = {}
+        """The layers that each operation applies."""
+        for node in self.graph.nodes:
+            if node.layer:
+                self.layers.setdefault(node.original, set()).add(node.layer)
+
+    def products_of(self, layer: str) -> list[fx.Node]:
+        """The products with the weight of a layer; none where another layer takes part in one, or it is no product."""
+        found = []
+        for call in self.graph.calls.get(layer, ()):
+            same = self.nodes.get(call.original, [])
+            plain = call.op == "linear" and call.inputs and "computed" not in call.attributes
+            alone = self.layers[call.original] == {layer} and len(same) == 1 and same[0].graph is self.main
+            if not (plain and alone and _schema(same[0]) in _DATA):
+                return []
+            found.append(same[0])
+        return found
+
+
 def _plan_product(
     changes: ProgramChanges,
     program: Any,
@@ -126,22 +158,14 @@ def _plan_product(
     factors: FloatArray,
     weights: Mapping[str, tuple[str, Tensor]],
     network: Network,
-    graph: Graph,
-    found: Mapping[str, list[fx.Node]],
+    calls: _Calls,
 ) -> None:
     known = {one: layer for layer in network.layers for one in (layer.name, *layer.aliases)}
     if name not in known or name not in weights:
         raise BadArgumentError(f"multiplies: no layer is called {name!r}{suggest(name, known)}")
     layer = known[name]
-    calls, main = graph.calls.get(layer.name, ()), program.graph
-    nodes = [found.get(call.original, []) for call in calls]
-    shared = [node for node in graph.nodes if node.op == "linear" and node.layer and node not in calls]
-    if (
-        not calls
-        or any(len(same) != 1 or same[0].graph is not main or _schema(same[0]) not in _DATA for same in nodes)
-        or any(call.op != "linear" or not call.inputs or "computed" in call.attributes for call in calls)
-        or any(node.original in {call.original for call in calls} for node in shared)
-    ):
+    products = calls.products_of(layer.name)
+    if not products:
         raise BadArgumentError(
             f"multiplies: what enters {name!r} ({layer.op}) cannot be multiplied, because it is not a product of its "
             "own in the program's outermost graph; leave it out, or give the module that was exported"
@@ -150,7 +174,6 @@ def _plan_product(
     owner, _, tensor = path.rpartition(".")
     buffer = f"{owner}.{SCALE}".lstrip(".") if tensor == "weight" else f"{path}_{SCALE}"
     held = _held(program)
-    products = [same[0] for same in nodes]
     before = held[buffer] if all(_scaled_by(program, node, buffer) for node in products) else None
     while before is None and buffer in held:
         buffer += "_"

@@ -25,9 +25,10 @@ from qvis.adapters.rewritten import (
     precision_notes,
 )
 from qvis.adapters.torch.copying import copied
-from qvis.adapters.torch.module_changes import plan_changes
+from qvis.adapters.torch.module_changes import multipliable_linears, plan_changes
 from qvis.adapters.torch.parts import Part, bias_of, rows
-from qvis.adapters.torch.program_changes import plan_program_changes
+from qvis.adapters.torch.plain import make_plain
+from qvis.adapters.torch.program_changes import multipliable_products, plan_program_changes
 from qvis.adapters.torch.tensors import _stored_type, identity
 from qvis.errors import BadArgumentError, suggest
 from qvis.layers import FloatArray, Network
@@ -82,8 +83,7 @@ def rewrite_module(model: nn.Module, network: Network, rewriting: Rewriting, inp
     numbers = _of_module(inner)
     plan = _planned(numbers, network, rewriting)
     computed = [path for path in plan.values if path in numbers.computed]
-    weights = {name: numbers.same[path] for name, (path, part) in numbers.layers.items() if not part.label}
-    changes = plan_changes(dict(_walk(inner)), weights, computed, network, rewriting)
+    changes = plan_changes(dict(_walk(inner)), numbers.weights, computed, network, rewriting)
     if inplace and computed:
         raise BadArgumentError(
             f"inplace: {computed[0]!r} is computed from other parameters ({numbers.computed[computed[0]]}), and would "
@@ -97,7 +97,7 @@ def rewrite_module(model: nn.Module, network: Network, rewriting: Rewriting, inp
         modules = dict(_walk(new))
         for path in computed:
             owner, _, name = path.rpartition(".")
-            _make_plain(modules[owner], name)
+            make_plain(modules[owner], name)
             notes.append(f"{path!r} was computed by {numbers.computed[path]}, and is a plain parameter in the copy")
     tensors = numbers.tensors if inplace else _of_module(new).tensors
     _write(tensors, plan, numbers.same)
@@ -123,7 +123,7 @@ def rewrite_program(
     """
     import torch
 
-    from qvis.adapters.torch.exported import _bias, _biases, _from_export, _from_graph, _is_export, _parts, _roles
+    from qvis.adapters.torch.exported import _from_export, _from_graph, _is_export
 
     program: Any = model
     if isinstance(model, Path):
@@ -132,22 +132,9 @@ def rewrite_program(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.load(model)
-    seen = _from_export(program) if _is_export(program) else _from_graph(cast("fx.GraphModule", program))
-    sources = {**seen.parameters, **seen.buffers}
-    roles, biases = _roles(seen), _biases(seen)
-    paths = {source.key: path for path, source in sources.items()}
-    epsilons = _epsilons(program, network) if rewriting.norms else {}
-    numbers = _Numbers({path: source.get() for path, source in sources.items()}, epsilons)
-    for path, source in sources.items():
-        for part in _parts(seen, path, roles.get(source.key)):
-            name = part.name_in(path.rpartition(".")[0])
-            numbers.layers.setdefault(name, (path, part))
-            bias = _bias(seen, biases, path, source, part)
-            if bias is not None:
-                numbers.biases.setdefault(name, (paths[bias[0].key], bias[1]))
+    numbers = _of_program(program, network if rewriting.norms else None)
     plan = _planned(numbers, network, rewriting)
-    weights = {name: (path, numbers.tensors[path]) for name, (path, _) in numbers.layers.items()}
-    changes = plan_program_changes(program, weights, network, rewriting)
+    changes = plan_program_changes(program, numbers.placed, network, rewriting)
     if not inplace and not isinstance(model, Path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -158,6 +145,19 @@ def rewrite_program(
     changes.make(program)
     rounded = precision_notes(plan.rounded) + precision_notes(changes.rounded)
     return Rewritten(program, (*changes.notes, *rounded))
+
+
+def multipliable(model: Path | nn.Module | ExportedProgram | fx.GraphModule, network: Network) -> list[str]:
+    """The layers before which a rewriting that writes their weights can insert a multiplication, by name."""
+    from qvis.adapters.torch import _unwrap, _walk
+    from qvis.adapters.torch.exported import handles, opened
+
+    if handles(model):
+        program = opened(model) if isinstance(model, Path) else model
+        return multipliable_products(program, _of_program(program, None).placed, network)
+    inner = _unwrap(cast("nn.Module", model))
+    numbers = _of_module(inner)
+    return multipliable_linears(dict(_walk(inner)), numbers.weights, numbers.computed, network)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -185,6 +185,16 @@ class _Numbers:
             groups.setdefault(identity(tensor), []).append(path)
         self.same = {path: paths for paths in groups.values() for path in paths}
         """All paths under which the model holds the very same numbers."""
+
+    @property
+    def weights(self) -> dict[str, list[str]]:
+        """The paths of the tensor of each layer that has one for itself."""
+        return {name: self.same[path] for name, (path, part) in self.layers.items() if not part.label}
+
+    @property
+    def placed(self) -> dict[str, tuple[str, Tensor]]:
+        """The path and the tensor that each layer is in."""
+        return {name: (path, self.tensors[path]) for name, (path, _) in self.layers.items()}
 
 
 @dataclass
@@ -226,6 +236,26 @@ def _of_module(model: nn.Module) -> _Numbers:
             if isinstance(epsilon, float) and isinstance(getattr(module, "running_mean", None), torch.Tensor):
                 epsilons[path or "(root)"] = epsilon
     return _Numbers(tensors, epsilons, layers, biases, computed)
+
+
+def _of_program(program: Any, network: Network | None) -> _Numbers:
+    """The same of a program; with a network, also its normalizations."""
+    from qvis.adapters.torch.exported import _bias, _biases, _from_export, _from_graph, _is_export, _parts, _roles
+
+    seen = _from_export(program) if _is_export(program) else _from_graph(cast("fx.GraphModule", program))
+    sources = {**seen.parameters, **seen.buffers}
+    roles, biases = _roles(seen), _biases(seen)
+    paths = {source.key: path for path, source in sources.items()}
+    epsilons = {} if network is None else _epsilons(program, network)
+    numbers = _Numbers({path: source.get() for path, source in sources.items()}, epsilons)
+    for path, source in sources.items():
+        for part in _parts(seen, path, roles.get(source.key)):
+            name = part.name_in(path.rpartition(".")[0])
+            numbers.layers.setdefault(name, (path, part))
+            bias = _bias(seen, biases, path, source, part)
+            if bias is not None:
+                numbers.biases.setdefault(name, (paths[bias[0].key], bias[1]))
+    return numbers
 
 
 def _epsilons(program: Any, network: Network) -> dict[str, float]:
@@ -351,51 +381,3 @@ def _write(tensors: Mapping[str, Tensor], plan: _Plan, same: Mapping[str, list[s
                 continue
             with torch.no_grad(), torch.inference_mode() if target.is_inference() else nullcontext():
                 target.copy_(value)
-
-
-def _make_plain(module: nn.Module, name: str) -> None:
-    """Turn a tensor that a module computes into one that it holds. The class of the original is left alone."""
-    import torch
-
-    from qvis.adapters.torch import _parametrizations, _sources
-
-    with torch.no_grad():
-        tensor = dict(_sources(module))[name].get().detach().clone()
-    steps = _parametrizations(module).get(name)
-    if steps is not None:
-        learned = list(steps.parameters())
-        del module._modules["parametrizations"]._modules[name]  # type: ignore[union-attr]
-        cls = type(module)
-        if _parametrizations(module):
-            left = (name, "__dict__", "__weakref__")
-            members = {key: value for key, value in cls.__dict__.items() if key not in left}
-            object.__setattr__(module, "__class__", type(cls.__name__, cls.__bases__, members))
-        else:
-            del module._modules["parametrizations"]
-            object.__setattr__(module, "__class__", cls.__bases__[0])
-    else:
-        hooks = [one for one in module._forward_pre_hooks.values() if _hook_name(one) == name]
-        for held in (module._forward_pre_hooks, module._state_dict_hooks, module._load_state_dict_pre_hooks):
-            for key in [key for key, one in held.items() if any(one is hook or _inner(one) is hook for hook in hooks)]:
-                del held[key]
-        learned = []
-        for suffix in ("_g", "_v", "_orig", "_u", "_mask"):
-            parameter = module._parameters.pop(name + suffix, None)
-            learned += [] if parameter is None else [parameter]
-            module._buffers.pop(name + suffix, None)
-        module.__dict__.pop(name, None)
-    if learned:
-        module._parameters[name] = torch.nn.Parameter(tensor, any(one.requires_grad for one in learned))
-    else:
-        module._buffers[name] = tensor
-
-
-def _hook_name(hook: Any) -> str | None:
-    found = getattr(hook, "name", getattr(hook, "_tensor_name", None))
-    return found if isinstance(found, str) else None
-
-
-def _inner(hook: Any) -> Any:
-    """The pre-hook that a hook of a state dict belongs to."""
-    hook = getattr(hook, "hook", hook)
-    return getattr(hook, "fn", None)
