@@ -369,6 +369,19 @@ def test_what_cannot_be_multiplied_is_refused_by_name(name: str, why: str) -> No
     assert list(model.state_dict()) == list(state)
 
 
+def test_what_can_be_multiplied_is_known_beforehand() -> None:
+    model = seeded(Odd)
+    model.plain = nn.Linear(4, 4)
+    model.normed = parametrizations.weight_norm(nn.Linear(4, 4))
+    assert adapters.multipliable(model, network_of(model, noise(3, 4))) == ["plain", "normed"]
+    assert "lent" in adapters.multipliable(model, network_of(model))  # only the graph tells
+    encoder = seeded(lambda: nn.TransformerEncoderLayer(8, 2, 12))
+    assert adapters.multipliable(encoder, adapters.read(encoder)) == ["linear1", "linear2"]
+    encoder.activation_relu_or_gelu = 0
+    program = export(encoder, noise(2, 5, 8))
+    assert adapters.multipliable(program, adapters.read(program)) == ["self_attn.out_proj", "linear1", "linear2"]
+
+
 def test_wrong_numbers_are_refused() -> None:
     model = seeded(Twice)
     for given in (model, export(model, *ROWS)):
