@@ -264,6 +264,19 @@ def test_factors_that_something_else_needs_stay() -> None:
     assert both(lent, noise(3, 8)) == []
 
 
+def test_a_bias_that_is_not_the_layers_own_stops_a_scale() -> None:
+    def flow(m: Any, x: Tensor) -> Tensor:
+        return m.c(F.linear(F.relu(F.linear(x, m.a.weight, m.lent)), m.b.weight, m.b.bias))
+
+    model = Flow(flow, a=nn.Linear(6, 5), b=nn.Linear(5, 4), c=nn.Linear(4, 2))
+    model.lent = nn.Parameter(torch.ones(5))
+    model = made(lambda: model)
+    graph = adapters.graph(model, Batch((noise(3, 6),)))
+    assert [(node.name, node.op) for node in graph.nodes][1:3] == [("a", "linear"), ("a/add", "add")]
+    sites = check(model, noise(3, 6))
+    assert [(one.producers, one.consumers) for one in sites.sites] == [(("b",), ("c",))]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Multiplications before a Linear
 
@@ -284,3 +297,31 @@ def test_a_multiplication_in_an_encoder_layer_is_done_in_evaluation_mode_too(bat
     model = made(lambda: nn.TransformerEncoderLayer(WIDTH, 2, 12, batch_first=batch_first))
     sites = check(model, noise(2, 5, WIDTH), multiplied=["linear1", "linear2"])
     assert set(sites.multiplied) == {"linear1", "linear2"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Programs of other kinds
+
+
+@pytest.mark.filterwarnings("ignore:`isinstance")
+def test_a_program_of_core_operations_is_scaled_too() -> None:
+    parts = [nn.Conv2d(4, 6, 1), nn.GroupNorm(2, 6), nn.ReLU(), nn.Conv2d(6, 3, 1), nn.ReLU(), nn.Flatten()]
+    model = made(lambda: nn.Sequential(*parts, nn.Linear(48, 7), nn.ReLU(), nn.Linear(7, 2)))
+    program = exported(model, (noise(2, 4, 4, 4),)).run_decompositions()
+    assert {"addmm", "native_group_norm", "convolution"} <= {node.name for node in program.graph.nodes}
+    sites = check(program, noise(2, 4, 4, 4))
+    assert [(one.producers, one.consumers) for one in sites.sites] == [
+        (("1",), ("3",)), (("3",), ("6",)), (("6",), ("8",))
+    ]  # fmt: skip
+
+
+def test_a_program_that_takes_any_batch_is_scaled_like_its_module() -> None:
+    model = made(lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Unflatten(1, (2, 4)), nn.Linear(4, 3)))
+    given = (noise(3, 6),)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(model, given, dynamic_shapes=({0: torch.export.Dim("rows", min=2)},))
+    graph = adapters.graph(program)
+    assert [node.shape for node in graph.nodes][:3] == [(3, 6), (3, 8), (3, 8)]
+    assert [one.channels for one in check(program, *given).sites] == [4]
+    assert [one.channels for one in check(model, *given).sites] == [4]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qvis.adapters.torch import operations
-from qvis.adapters.torch.calls import Call, Held, call_module, call_operation, spatial_axes, type_of
+from qvis.adapters.torch.calls import Call, Held, call_module, call_operation, is_padded, spatial_axes, type_of
 from qvis.adapters.torch.nodes import Nodes, known_shape
 from qvis.adapters.torch.operations import Facts, describe
 from qvis.adapters.torch.values import (
@@ -245,20 +246,39 @@ class _Builder(Nodes):
     def _weighted(self, node: fx.Node, call: Call) -> Result | None:
         """A convolution, a matrix product, a lookup or a normalization; None for any other operation."""
         kind = call.operation[:-2] if spatial_axes(call.operation) else call.operation
+        weight, bias = call.get(1, "weight"), call.get(2, "bias")
         if kind in ("conv", "conv_transpose"):
-            return self._convolution(node, call, kind)
+            return self._biased(node, self._convolution(node, call, kind), weight, bias)
         if kind == "linear":
-            return self._linear(node, call, call.get(0, "input"), call.get(1, "weight"), call.get(2, "bias"), False)
+            return self._biased(node, self._linear(node, call, call.get(0, "input"), weight, bias, False), weight, bias)
         if kind in ("matmul", "mm"):
             return self._linear(node, call, call.get(0, "input"), call.get(1, "other", "mat2"), None, True)
         if kind == "addmm":
-            return self._linear(node, call, call.get(1, "mat1"), call.get(2, "mat2"), call.get(0, "input"), True)
+            weight, bias = call.get(2, "mat2"), call.get(0, "input")
+            return self._biased(node, self._linear(node, call, call.get(1, "mat1"), weight, bias, True), weight, bias)
         if kind == "embedding":
             weight = call.get(0, "weight")
             if not isinstance(weight, Held):
                 return None
             return self._add_weighted(node, call, "embedding", nodes_in(call.get(1, "indices")), weight, {}, -1)
         return self._batch_norm(node, call) if kind == "batch_norm" else None
+
+    def _biased(self, node: fx.Node, result: Result | None, weight: Any, bias: Any) -> Result | None:
+        """The result of a layer; where what is added is not the layer's own bias, this is an addition by itself."""
+        if result is None or not isinstance(bias, Held) or not isinstance(weight, Held):
+            return result
+        applied = self.nodes[result.node]
+        names = applied.inputs if applied.op == "concat" else (applied.name,)
+        layers = [self.held.layers[name] for name in (self.nodes[one].layer for one in names) if name]
+        if not layers or self.held.is_own_bias(layers, weight, bias):
+            return result
+        for name in names:
+            one = self.nodes[name]
+            self.nodes[name] = replace(one, attributes={**one.attributes, "bias": False})
+        name = self._unique(f"{applied.name.partition('@')[0]}/add")
+        added = self._add(node, name, "add", (applied.name,), attributes={"constant": True})
+        self.channels[added] = self.channels[applied.name]
+        return Result(added)
 
     def _convolution(self, node: fx.Node, call: Call, kind: str) -> Result | None:
         data, weight, bias = call.get(0, "input"), call.get(1, "weight"), call.get(2, "bias")
@@ -269,7 +289,7 @@ class _Builder(Nodes):
         channels = 0 if shape is not None and len(shape) == spatial_axes(call.operation) + 1 else 1
         attributes = {"groups": groups, "channel_axis": channels, "bias": bias is not None}
         if kind == "conv":
-            attributes["padding"] = _is_padded(call.get(4, "padding", default=0), self.held.shape_of(weight)[2:])
+            attributes["padding"] = is_padded(call.get(4, "padding", default=0), self.held.shape_of(weight)[2:])
         return self._add_weighted(node, call, kind, nodes_in(data), weight, attributes, channels)
 
     def _linear(self, node: fx.Node, call: Call, data: Any, weight: Any, bias: Any, columns: bool) -> Result | None:
@@ -379,9 +399,3 @@ class _Builder(Nodes):
 
 def _is_call(node: str, module: str) -> bool:
     return node == module or node.startswith(f"{module}@")
-
-
-def _is_padded(padding: Any, kernel: Iterable[int]) -> bool:
-    if isinstance(padding, str):
-        return padding == "same" and any(size != 1 for size in kernel)
-    return any(size != 0 for size in (padding if isinstance(padding, (tuple, list)) else (padding,)))

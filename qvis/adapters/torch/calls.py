@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -287,3 +287,10 @@ def spatial_axes(operation: str) -> int:
     """
     found = re.search(r"(\d)d$", operation)
     return int(found[1]) if found else 0
+
+
+def is_padded(padding: Any, kernel: Iterable[int]) -> bool:
+    """Whether a convolution adds anything around what it takes."""
+    if isinstance(padding, str):
+        return padding == "same" and any(size != 1 for size in kernel)
+    return any(size != 0 for size in (padding if isinstance(padding, (tuple, list)) else (padding,)))

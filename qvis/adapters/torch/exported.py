@@ -128,7 +128,11 @@ def _biases(program: Program) -> dict[Hashable, Source]:
     held = {value: source for value, path in program.origins.items() if (source := program.source(path)) is not None}
     found: dict[Hashable, Source] = {}
     for call in program.calls:
-        weights, biases = (call.tensors.get(name, []) for name in ("weight", "bias"))
+        if call.operation in _TRANSPOSES | _COPIES:
+            origin = next((held[value] for values in call.tensors.values() for value in values if value in held), None)
+            held.update({} if origin is None else {call.result: origin})
+        names = ("mat2", "self") if call.operation == "aten.addmm" else ("weight", "bias")
+        weights, biases = (call.tensors.get(name, []) for name in names)
         for weight, bias in zip(weights, biases, strict=False):
             if weight in held and bias in held:
                 found.setdefault(held[weight].key, held[bias])

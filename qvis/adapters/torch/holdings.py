@@ -7,6 +7,8 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from qvis.adapters.torch import operations
 from qvis.adapters.torch.calls import Call, Held
 from qvis.adapters.torch.operations import affine_of
@@ -67,6 +69,8 @@ class Holdings:
         """Some rows of a tensor, or of a part of it. Where they are no whole layers, it counts as computed."""
         if (start, end) == (0, self.count_rows(held)):
             return held
+        if held.computed and held.rows is None:  # not the numbers of the tensor
+            return Held(held.path, computed=True)
         before = 0 if held.rows is None else held.rows[0]
         found = replace(held, rows=(before + start, before + end))
         return found if held.computed or self.packed(found) else replace(found, computed=True)
@@ -76,6 +80,16 @@ class Holdings:
         if layers:
             return self.layers[layers[0]]
         return self.layers.get(call.module or "(root)") if weight.computed else None
+
+    def is_own_bias(self, layers: Sequence[Layer], weight: Held, bias: Held) -> bool:
+        """Whether what is added to the channels of some layers, one below another, is what is known of them."""
+        own = [layer.bias() for layer in layers if layer.bias is not None]
+        given = self.numbers(bias)
+        if len(own) < len(layers):  # and nothing is known of one
+            return True
+        if given is None:
+            return bias.path.rpartition(".")[0] == weight.path.rpartition(".")[0]
+        return np.array_equal(given.ravel(), np.concatenate(own), equal_nan=True)
 
     def owner_of_affine(self, call: Call) -> str:
         """The module whose ``weight`` and ``bias`` are the factor and shift of a normalization; empty for others."""
@@ -141,11 +155,12 @@ class Holdings:
 
     def numbers(self, held: Any) -> FloatArray | None:
         """The numbers of a vector that the model holds; float64 as it is, all others as float32."""
-        if not isinstance(held, Held) or held.computed or held.rows is not None or held.path not in self.tensors:
+        if not isinstance(held, Held) or held.path not in self.tensors or (held.computed and held.rows is None):
             return None
         import torch
 
         tensor = self.tensors[held.path].detach()
+        tensor = tensor if held.rows is None else tensor[slice(*held.rows)]
         if tensor.is_meta or type(tensor).__name__ == "FakeTensor":
             return None
         tensor = tensor.cpu()

@@ -262,6 +262,11 @@ def _group_norm(facts: Facts) -> Described:
     return "group_norm", {"channel_axis": 1, "scale": scale, "shift": shift}
 
 
+def _expand(facts: Facts) -> Described | None:
+    """Nothing, where all has its size already, as before each product of a decomposed program."""
+    return ("identity", {}) if facts.before is not None and facts.before == facts.after else None
+
+
 def _matmul(facts: Facts) -> Described | None:
     return ("matmul", {}) if facts.inputs == 2 else None
 
@@ -300,5 +305,6 @@ _RULES: dict[str, Rule] = {
     "layer_norm": _layer_norm("layer_norm"),
     "rms_norm": _layer_norm("rms_norm"),
     **dict.fromkeys(("group_norm", "instance_norm"), _group_norm),
+    "expand": _expand,
     **dict.fromkeys(("matmul", "mm", "bmm"), _matmul),
 }

@@ -109,7 +109,7 @@ RULES: dict[str, Rule] = {
 }
 
 
-_BIASED = {"Linear", "Conv1D", *(f"Conv{kind}{n}d" for kind in ("", "Transpose") for n in (1, 2, 3))}
+_BIASED = {"Linear", "Conv1D", "MatMul", *(f"Conv{kind}{n}d" for kind in ("", "Transpose") for n in (1, 2, 3))}
 """The layers that add their ``bias`` to their output channels."""
 
 
