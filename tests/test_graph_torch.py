@@ -139,8 +139,11 @@ OPERATIONS: list[tuple[Callable[[Any, Tensor], Tensor], str, dict[str, Any]]] = 
     (lambda _, x: x / 2, "div", {"constant": True}),
     (lambda _, x: torch.cat([x, x], dim=1), "concat", {"axis": 1}),
     (lambda _, x: x.chunk(2, dim=3)[1], "split", {"axis": 3, "index": 1}),
-    (lambda _, x: x[:, 1], "split", {"axis": 1}),
-    (lambda _, x: x[:, :, :2], "split", {"axis": 2}),
+    (lambda _, x: x[:, 1], "split", {"axis": 1, "start": 1, "step": 1}),
+    (lambda _, x: x[:, :, :2], "split", {"axis": 2, "start": 0, "step": 1}),
+    (lambda _, x: x[:, :, 1::2], "split", {"axis": 2, "start": 1, "step": 2}),
+    (lambda _, x: x.narrow(1, 1, 2), "split", {"axis": 1, "start": 1, "step": 1}),
+    (lambda _, x: x.select(1, 2), "split", {"axis": 1, "start": 2, "step": 1}),
     (lambda _, x: functional.max_pool2d(x, 2), "max_pool", {}),
     (lambda _, x: functional.avg_pool2d(x, 2), "avg_pool", {}),
     (lambda _, x: x.mean((2, 3)), "avg_pool", {}),
@@ -172,6 +175,29 @@ def test_axes_that_depend_on_the_rank_are_known_with_an_example() -> None:
     assert only(graph, "transpose").attributes == {"axes": (0, 3, 2, 1)}
     norm = adapter.graph(Flow(lambda m, x: m.norm(x), norm=nn.LayerNorm((16, 16))), Batch((images(),)))
     assert only(norm, "layer_norm").attributes == {"axes": (2, 3), "scale": True, "shift": True}
+
+
+@pytest.mark.parametrize(
+    ("flow", "places"),
+    [
+        (lambda _, x: x.chunk(2, dim=3), [(3, 0), (3, 8)]),
+        (lambda _, x: x.split([3, 12, 1], -1), [(3, 0), (3, 3), (3, 15)]),
+        (lambda _, x: x.split(5, 2)[1:], [(2, 5), (2, 10), (2, 15)]),
+        (lambda _, x: torch.tensor_split(x, (4, 6), 3)[::2], [(3, 0), (3, 6)]),
+        (lambda _, x: x.unbind(1)[-1:], [(1, 2)]),
+        (lambda _, x: (x[..., -2:], x[:, -1]), [(3, 14), (1, 2)]),
+        (lambda _, x: x.chunk(1), [(0, 0)]),
+    ],
+)
+def test_a_part_says_where_it_begins(flow: Callable[[Any, Tensor], Any], places: list[tuple[int, int]]) -> None:
+    """Against the part itself: what lies there is what the model returns."""
+    model, image = Flow(flow, fc=nn.Linear(2, 2)), images()
+    found = [node for node in adapter.graph(model, Batch((image,))).nodes if node.op == "split"]
+    assert [(node.attributes["axis"], node.attributes["start"]) for node in found] == places
+    for node, part in zip(found, model(image), strict=False):
+        axis, start = node.attributes["axis"], node.attributes["start"]
+        size = node.shape[axis] if len(node.shape) == 4 else 1
+        assert torch.equal(image.narrow(axis, start, size).reshape(node.shape), part)
 
 
 def test_a_prelu_brings_its_slopes() -> None:

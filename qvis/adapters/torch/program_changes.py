@@ -44,7 +44,7 @@ class ProgramChanges:
             if graph.owning_module is not None:
                 graph.owning_module.recompile()
         if hasattr(program, "graph_signature"):
-            program.validate()
+            program._validate()
 
 
 def plan_program_changes(
