@@ -200,6 +200,21 @@ def test_a_part_says_where_it_begins(flow: Callable[[Any, Tensor], Any], places:
         assert torch.equal(image.narrow(axis, start, size).reshape(node.shape), part)
 
 
+def test_what_is_rolled_is_two_parts_the_other_way_round() -> None:
+    model, image = Flow(lambda _, x: torch.roll(x, (-3, 1, 16), (2, -1, 3)), fc=nn.Linear(2, 2)), images()
+    values = {"x": image}
+    graph = adapter.graph(model, Batch((image,)))
+    for node in graph.nodes[1:-1]:
+        given, facts = [values[name] for name in node.inputs], node.attributes
+        if node.op == "split":
+            values[node.name] = given[0].narrow(facts["axis"], facts["start"], node.shape[facts["axis"]])
+        elif node.op == "concat":
+            values[node.name] = torch.cat(given, facts["axis"])
+        assert tuple(values[node.name].shape) == node.shape
+    assert [node.op for node in graph.nodes[1:-1]] == ["split", "split", "concat"] * 2
+    assert torch.equal(values[graph.nodes[-1].inputs[0]], model(image))
+
+
 def test_a_prelu_brings_its_slopes() -> None:
     for graph in graphs(Flow(lambda m, x: m.act(x), act=nn.PReLU(3, init=0.3)), images()):
         np.testing.assert_allclose(only(graph, "prelu").attributes["slopes"], [0.3] * 3)

@@ -12,6 +12,7 @@ from qvis.adapters.rewritten import Rewritten
 from qvis.adapters.torch.affines import Affine
 from qvis.adapters.torch.graph import graph as graph
 from qvis.adapters.torch.parts import RULES, Part, bias_of, known_type
+from qvis.adapters.torch.rewriting import multipliable as multipliable
 from qvis.adapters.torch.tensors import Collector, Source, count, framework
 from qvis.layers import Network
 from qvis.rewriting import Rewriting
@@ -70,13 +71,6 @@ def rewrite(model: nn.Module, network: Network, rewriting: Rewriting, inplace: b
     from qvis.adapters.torch.rewriting import rewrite_module
 
     return rewrite_module(model, network, rewriting, inplace)
-
-
-def multipliable(model: nn.Module, network: Network) -> list[str]:
-    """The layers before which a multiplication can be inserted; see :func:`qvis.adapters.multipliable`."""
-    from qvis.adapters.torch import rewriting
-
-    return rewriting.multipliable(model, network)
 
 
 def save(model: nn.Module, path: Path, example: Batch | None = None) -> None:

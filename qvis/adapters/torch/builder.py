@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from qvis.adapters.torch import operations
-from qvis.adapters.torch.calls import Call, Held, call_module, call_operation, is_padded, spatial_axes, type_of
-from qvis.adapters.torch.nodes import Nodes, known_shape
+from qvis.adapters.torch.calls import Call, Held, call_module, call_operation, type_of
+from qvis.adapters.torch.nodes import known_shape
 from qvis.adapters.torch.operations import Facts, describe
 from qvis.adapters.torch.values import (
     Parts,
@@ -24,7 +21,8 @@ from qvis.adapters.torch.values import (
     shape_of,
     shapes_of,
 )
-from qvis.layers import Graph, Node, Norm
+from qvis.adapters.torch.weighted import Weighted
+from qvis.layers import Graph, Node
 
 if TYPE_CHECKING:
     from torch import fx
@@ -37,14 +35,12 @@ def build(traced: Traced) -> Graph:
     return builder.finish()
 
 
-class _Builder(Nodes):
+class _Builder(Weighted):
     def __init__(self, traced: Traced) -> None:
         super().__init__(traced)
-        self.norms: dict[str, Norm] = {}
         self.values: dict[fx.Node, Any] = {}
         self.bases: dict[fx.Node, tuple[fx.Node, bool]] = {}
         """What a result is a view of, and whether it is the whole of it."""
-        self.channels: dict[str, int | None] = {}
 
     # -- the walk
 
@@ -177,7 +173,8 @@ class _Builder(Nodes):
             return weighted
         if not inputs:
             return self.held.constant(node, call, [one for one in leaves if isinstance(one, Held)])
-        return self._part(node, call) or self._plain_operation(node, call, inputs)
+        rolled = self._rolled(node, call) if call.operation == "roll" else None
+        return rolled or self._part(node, call) or self._plain_operation(node, call, inputs)
 
     def _part(self, node: fx.Node, call: Call) -> Any:
         """One of several results, or the list of them; None for any other operation."""
@@ -206,6 +203,28 @@ class _Builder(Nodes):
         if isinstance(value, Result) and isinstance(key, str):  # a dictionary that was given
             return value
         return None
+
+    def _rolled(self, node: fx.Node, call: Call) -> Result | None:
+        """What is rolled along some axes is two parts the other way round along each of them."""
+        data, shifts, axes = call.get(0, "input"), call.get(1, "shifts"), call.get(2, "dims", default=())
+        shifts, axes = ((one,) if isinstance(one, int) else one for one in (shifts, axes))
+        shape = known_shape(self.shapes.get(data.node)) if isinstance(data, Result) else ()
+        if not shape or not axes or not all(isinstance(one, int) for one in (*shifts, *axes)):
+            return None
+        found = data.node
+        for shift, axis in zip(shifts, axes, strict=True):
+            axis %= len(shape)
+            cut = -shift % shape[axis]
+            parts = []
+            for start, size in ((cut, shape[axis] - cut), (0, cut)) if cut else ():
+                part = (*shape[:axis], size, *shape[axis + 1 :])
+                attributes = {"axis": axis, "start": start, "step": 1}
+                name = self._name(call, "split")
+                parts.append(self._add(node, name, "split", (found,), attributes=attributes, shape=part))
+            if parts:
+                found = self._add(node, self._name(call, "concat"), "concat", tuple(parts), attributes={"axis": axis})
+        self.channels[found] = self.channels.get(data.node)
+        return Result(found)
 
     def _plain_operation(self, node: fx.Node, call: Call, inputs: tuple[str, ...]) -> Any:
         word, attributes = describe(self._facts(node, call, len(inputs)))
@@ -240,148 +259,6 @@ class _Builder(Nodes):
             return axes.index(before % len(axes)) if axes and before is not None else None
         fewer = word == "split" and len(shape_of(node) or ()) != len(self.shapes[first] or ())
         return None if fewer or word in ("reshape", "flatten") else before
-
-    # -- operations with a weight
-
-    def _weighted(self, node: fx.Node, call: Call) -> Result | None:
-        """A convolution, a matrix product, a lookup or a normalization; None for any other operation."""
-        kind = call.operation[:-2] if spatial_axes(call.operation) else call.operation
-        weight, bias = call.get(1, "weight"), call.get(2, "bias")
-        if kind in ("conv", "conv_transpose"):
-            return self._biased(node, self._convolution(node, call, kind), weight, bias)
-        if kind == "linear":
-            return self._biased(node, self._linear(node, call, call.get(0, "input"), weight, bias, False), weight, bias)
-        if kind in ("matmul", "mm"):
-            return self._linear(node, call, call.get(0, "input"), call.get(1, "other", "mat2"), None, True)
-        if kind == "addmm":
-            weight, bias = call.get(2, "mat2"), call.get(0, "input")
-            return self._biased(node, self._linear(node, call, call.get(1, "mat1"), weight, bias, True), weight, bias)
-        if kind == "embedding":
-            weight = call.get(0, "weight")
-            if not isinstance(weight, Held):
-                return None
-            return self._add_weighted(node, call, "embedding", nodes_in(call.get(1, "indices")), weight, {}, -1)
-        return self._batch_norm(node, call) if kind == "batch_norm" else None
-
-    def _biased(self, node: fx.Node, result: Result | None, weight: Any, bias: Any) -> Result | None:
-        """The result of a layer; where what is added is not the layer's own bias, this is an addition by itself."""
-        if result is None or not isinstance(bias, Held) or not isinstance(weight, Held):
-            return result
-        applied = self.nodes[result.node]
-        names = applied.inputs if applied.op == "concat" else (applied.name,)
-        layers = [self.held.layers[name] for name in (self.nodes[one].layer for one in names) if name]
-        if not layers or self.held.is_own_bias(layers, weight, bias):
-            return result
-        for name in names:
-            one = self.nodes[name]
-            self.nodes[name] = replace(one, attributes={**one.attributes, "bias": False})
-        name = self._unique(f"{applied.name.partition('@')[0]}/add")
-        added = self._add(node, name, "add", (applied.name,), attributes={"constant": True})
-        self.channels[added] = self.channels[applied.name]
-        return Result(added)
-
-    def _convolution(self, node: fx.Node, call: Call, kind: str) -> Result | None:
-        data, weight, bias = call.get(0, "input"), call.get(1, "weight"), call.get(2, "bias")
-        if not isinstance(weight, Held):
-            return None
-        groups = call.get(6, "groups", default=1)
-        shape = shape_of(node)
-        channels = 0 if shape is not None and len(shape) == spatial_axes(call.operation) + 1 else 1
-        attributes = {"groups": groups, "channel_axis": channels, "bias": bias is not None}
-        if kind == "conv":
-            attributes["padding"] = is_padded(call.get(4, "padding", default=0), self.held.shape_of(weight)[2:])
-        return self._add_weighted(node, call, kind, nodes_in(data), weight, attributes, channels)
-
-    def _linear(self, node: fx.Node, call: Call, data: Any, weight: Any, bias: Any, columns: bool) -> Result | None:
-        """``data @ weight`` where the weight's ``columns`` are the outputs, else ``data @ weight.T``."""
-        if not isinstance(weight, Held) or not weight.path or isinstance(bias, Result):
-            return None
-        if len(self.held.shape_of(weight)) != 2 or not isinstance(data, Result if columns else (Result, Held)):
-            return None  # among them the product of two weights, which is one more weight
-        shape = shape_of(node)
-        channels = len(shape) - 1 if shape else -1
-        attributes: dict[str, Any] = {"channel_axis": channels, "bias": bias is not None}
-        layer = self.held.layer_of(weight, call)
-        if layer is None:
-            return None
-        across = layer.channels == "axis 1"  # the layer's rows are the columns of the tensor
-        if columns ^ weight.flipped ^ across:
-            attributes["transposed"] = True
-        if not (columns or weight.flipped or weight.computed) and nodes_in(data):
-            packed = self._packed(node, call, nodes_in(data), weight, attributes)
-            if packed is not None:
-                return packed
-        return self._add_weighted(node, call, "linear", nodes_in(data), weight, attributes, channels)
-
-    def _packed(
-        self, node: fx.Node, call: Call, inputs: tuple[str, ...], weight: Held, attributes: dict[str, Any]
-    ) -> Result | None:
-        """A product with a tensor that holds several layers: one of each, and what they give side by side."""
-        parts = self.held.packed(weight)
-        shape, axis = shape_of(node), attributes["channel_axis"]
-        added = []
-        for layer, count in parts:
-            part = None if shape is None else (*shape[:-1], count)
-            name = self._unique(layer)
-            added.append(self._add(node, name, "linear", inputs, layer=layer, attributes=dict(attributes), shape=part))
-        if not added:
-            return None
-        if len(added) > 1:
-            name = self._name(call, "concat")
-            added = [self._add(node, name, "concat", tuple(added), attributes={"axis": axis})]
-        self.channels[added[0]] = axis
-        return Result(added[0])
-
-    def _add_weighted(
-        self,
-        node: fx.Node,
-        call: Call,
-        op: str,
-        inputs: tuple[str, ...],
-        weight: Held,
-        attributes: dict[str, Any],
-        channels: int,
-    ) -> Result:
-        layer = self.held.layer_of(weight, call)
-        name, layers = self.held.owner(weight)
-        if layer is not None and layer.name not in layers:  # a weight that is computed anew, as by a parametrization
-            name, layers = call.module or "(root)", (layer.name,)
-        elif weight.computed:
-            attributes["computed"] = True
-        elif self.held.layers.get(call.module) is layer:  # one name of several for a tied weight
-            name = call.module
-        if len(layers) > 1:
-            attributes["layers"] = layers
-        if self.held.layers.get(call.module or "(root)") is not layer:
-            attributes["uncalled"] = True
-        name = self._unique(name) if name else self._name(call, op)
-        used = layers[0] if len(layers) == 1 else ""
-        added = self._add(node, name, op, inputs, layer=used, attributes=attributes)
-        self.channels[added] = channels
-        return Result(added)
-
-    def _batch_norm(self, node: fx.Node, call: Call) -> Result | None:
-        names = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")
-        data, scale, shift, mean, variance, training, _, epsilon = (
-            call.get(position, name) for position, name in enumerate(names)
-        )
-        if training or not isinstance(mean, Held) or not isinstance(data, Result):
-            return None  # by the numbers of the batch
-        owner, _, tensor = mean.path.rpartition(".")
-        of_module = tensor == "running_mean" and not mean.computed
-        name = (owner or "(root)") if of_module else self._name(call, "batch_norm")
-        means, variances = self.held.numbers(mean), self.held.numbers(variance)
-        if means is not None and variances is not None:
-            scales = np.ones_like(means) if scale is None else self.held.numbers(scale)
-            shifts = np.zeros_like(means) if shift is None else self.held.numbers(shift)
-            if scales is not None and shifts is not None:
-                self.norms.setdefault(name, Norm(name, means, variances, scales, shifts, float(epsilon)))
-        attributes = {"channel_axis": 1, "scale": scale is not None, "shift": shift is not None}
-        added = self._add(
-            node, self._unique(name) if of_module else name, "batch_norm", (data.node,), attributes=attributes
-        )
-        self.channels[added] = 1
-        return Result(added)
 
     def finish(self) -> Graph:
         """The graph of the nodes that matter to an output, in the order in which they were found."""

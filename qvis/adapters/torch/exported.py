@@ -17,6 +17,7 @@ from qvis.adapters.rewritten import Rewritten
 from qvis.adapters.torch.affines import Affine, affines_of_program
 from qvis.adapters.torch.graph import graph_of_export
 from qvis.adapters.torch.parts import RULES, Part, bias_of, known_type
+from qvis.adapters.torch.rewriting import multipliable as multipliable
 from qvis.adapters.torch.tensors import Collector, Source, framework
 from qvis.errors import NoGraphError, NotRunnableError
 from qvis.layers import Graph, Network
@@ -230,13 +231,6 @@ def rewrite(
     from qvis.adapters.torch.rewriting import rewrite_program
 
     return rewrite_program(model, network, rewriting, inplace)
-
-
-def multipliable(model: Path | ExportedProgram | fx.GraphModule, network: Network) -> list[str]:
-    """The layers before which a multiplication can be inserted; see :func:`qvis.adapters.multipliable`."""
-    from qvis.adapters.torch import rewriting
-
-    return rewriting.multipliable(model, network)
 
 
 def affines(model: Path | ExportedProgram | fx.GraphModule) -> dict[str, Affine]:
