@@ -370,7 +370,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Expected]] = {
     "a slice": (
         lambda: Flow(lambda m, x: m.b(m.a(x)[:, 1:4]), a=nn.Linear(6, 5), b=nn.Linear(3, 2)),
         ROWS,
-        [("a", "b", 1)],
+        [("a", "b", 3)],
     ),
     "factors": (
         lambda: Flow(

@@ -139,8 +139,11 @@ OPERATIONS: list[tuple[Callable[[Any, Tensor], Tensor], str, dict[str, Any]]] = 
     (lambda _, x: x / 2, "div", {"constant": True}),
     (lambda _, x: torch.cat([x, x], dim=1), "concat", {"axis": 1}),
     (lambda _, x: x.chunk(2, dim=3)[1], "split", {"axis": 3, "index": 1}),
-    (lambda _, x: x[:, 1], "split", {"axis": 1}),
-    (lambda _, x: x[:, :, :2], "split", {"axis": 2}),
+    (lambda _, x: x[:, 1], "split", {"axis": 1, "start": 1, "step": 1}),
+    (lambda _, x: x[:, :, :2], "split", {"axis": 2, "start": 0, "step": 1}),
+    (lambda _, x: x[:, :, 1::2], "split", {"axis": 2, "start": 1, "step": 2}),
+    (lambda _, x: x.narrow(1, 1, 2), "split", {"axis": 1, "start": 1, "step": 1}),
+    (lambda _, x: x.select(1, 2), "split", {"axis": 1, "start": 2, "step": 1}),
     (lambda _, x: functional.max_pool2d(x, 2), "max_pool", {}),
     (lambda _, x: functional.avg_pool2d(x, 2), "avg_pool", {}),
     (lambda _, x: x.mean((2, 3)), "avg_pool", {}),
@@ -172,6 +175,44 @@ def test_axes_that_depend_on_the_rank_are_known_with_an_example() -> None:
     assert only(graph, "transpose").attributes == {"axes": (0, 3, 2, 1)}
     norm = adapter.graph(Flow(lambda m, x: m.norm(x), norm=nn.LayerNorm((16, 16))), Batch((images(),)))
     assert only(norm, "layer_norm").attributes == {"axes": (2, 3), "scale": True, "shift": True}
+
+
+@pytest.mark.parametrize(
+    ("flow", "places"),
+    [
+        (lambda _, x: x.chunk(2, dim=3), [(3, 0), (3, 8)]),
+        (lambda _, x: x.split([3, 12, 1], -1), [(3, 0), (3, 3), (3, 15)]),
+        (lambda _, x: x.split(5, 2)[1:], [(2, 5), (2, 10), (2, 15)]),
+        (lambda _, x: torch.tensor_split(x, (4, 6), 3)[::2], [(3, 0), (3, 6)]),
+        (lambda _, x: x.unbind(1)[-1:], [(1, 2)]),
+        (lambda _, x: (x[..., -2:], x[:, -1]), [(3, 14), (1, 2)]),
+        (lambda _, x: x.chunk(1), [(0, 0)]),
+    ],
+)
+def test_a_part_says_where_it_begins(flow: Callable[[Any, Tensor], Any], places: list[tuple[int, int]]) -> None:
+    """Against the part itself: what lies there is what the model returns."""
+    model, image = Flow(flow, fc=nn.Linear(2, 2)), images()
+    found = [node for node in adapter.graph(model, Batch((image,))).nodes if node.op == "split"]
+    assert [(node.attributes["axis"], node.attributes["start"]) for node in found] == places
+    for node, part in zip(found, model(image), strict=False):
+        axis, start = node.attributes["axis"], node.attributes["start"]
+        size = node.shape[axis] if len(node.shape) == 4 else 1
+        assert torch.equal(image.narrow(axis, start, size).reshape(node.shape), part)
+
+
+def test_what_is_rolled_is_two_parts_the_other_way_round() -> None:
+    model, image = Flow(lambda _, x: torch.roll(x, (-3, 1, 16), (2, -1, 3)), fc=nn.Linear(2, 2)), images()
+    values = {"x": image}
+    graph = adapter.graph(model, Batch((image,)))
+    for node in graph.nodes[1:-1]:
+        given, facts = [values[name] for name in node.inputs], node.attributes
+        if node.op == "split":
+            values[node.name] = given[0].narrow(facts["axis"], facts["start"], node.shape[facts["axis"]])
+        elif node.op == "concat":
+            values[node.name] = torch.cat(given, facts["axis"])
+        assert tuple(values[node.name].shape) == node.shape
+    assert [node.op for node in graph.nodes[1:-1]] == ["split", "split", "concat"] * 2
+    assert torch.equal(values[graph.nodes[-1].inputs[0]], model(image))
 
 
 def test_a_prelu_brings_its_slopes() -> None:
@@ -317,8 +358,11 @@ def test_a_transformer_shows_its_layers() -> None:
     graph = adapter.graph(model, Batch((torch.randn(2, 5, 8),)))
     check(graph, model)
     assert [len(graph.calls[f"layers.{i}.{name}"]) for i in (0, 1) for name in ("linear1", "linear2")] == [1] * 4
-    packed = graph.by_name["layers.1.self_attn.in_proj_weight"]
-    assert packed.attributes["layers"] == tuple(f"layers.1.self_attn.in_proj_weight.{part}" for part in "qkv")
+    packed = [f"layers.1.self_attn.in_proj_weight.{part}" for part in "qkv"]
+    assert [[(node.name, node.shape) for node in graph.calls[name]] for name in packed] == [
+        [(name, (5, 2, 8))] for name in packed
+    ]
+    assert graph.by_name["layers.1.self_attn/concat"].inputs == tuple(packed)
     assert [node.op for node in graph.nodes].count("layer_norm") == 4
     symbolic = adapter.graph(model, None)
     assert [node.op for node in symbolic.nodes] == ["input", "nn.TransformerEncoder", "output"]

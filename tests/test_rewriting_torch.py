@@ -208,6 +208,25 @@ def test_factors_and_shifts_of_other_normalizations_are_written_by_node() -> Non
         adapters.rewrite(model, network, Rewriting(affines={"nothing": (noise(4), None)}))
 
 
+@pytest.mark.parametrize("options", [{}, {"kdim": 3, "vdim": 5}])
+def test_biases_of_attention_are_read_and_written_in_their_rows(options: dict[str, int]) -> None:
+    model = seeded(lambda: nn.MultiheadAttention(4, 2, **options))
+    model.in_proj_bias.data.normal_()
+    network = adapters.read(model)
+    layers = {
+        layer.name.replace("_proj_weight", "")[-1]: layer for layer in network.layers if "proj_weight" in layer.name
+    }
+    own = model.in_proj_bias.detach().numpy()
+    assert [layers[part].bias is not None for part in "qkv"] == [True] * 3
+    np.testing.assert_array_equal(np.concatenate([layers[part].bias() for part in "qkv"]), own)  # type: ignore[misc]
+    new, _ = adapters.rewrite(
+        model, network, Rewriting(biases={layers["v"].name: noise(4), layers["q"].name: noise(4)})
+    )
+    np.testing.assert_array_equal(new.in_proj_bias.detach(), np.concatenate([noise(4), own[4:8], noise(4)]))
+    bare = adapters.read(nn.MultiheadAttention(4, 2, bias=False))
+    assert all(layer.bias is None for layer in bare.layers)
+
+
 def test_tied_weights_stay_tied() -> None:
     model = seeded(Sequences)
     network = adapters.read(model)

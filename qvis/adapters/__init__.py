@@ -7,7 +7,7 @@ An adapter is a module of this package, or an object that another package offers
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from importlib import import_module
@@ -64,6 +64,9 @@ class Adapter(Protocol):
     #
     # def rewrite(model, network: Network, rewriting: Rewriting, inplace: bool = False) -> Rewritten
     #     A copy of the model with new numbers; raises BadArgumentError.
+    #
+    # def multipliable(model, network: Network) -> Collection[str]
+    #     The layers of ``Rewriting.multiplies`` that rewrite takes; all of them without it.
     #
     # def save(model, path: Path, example: Batch | None) -> None
     #     Writes the model to a new file, whose suffix says in which format; raises OutputError.
@@ -204,6 +207,15 @@ def affines(model: object) -> Mapping[str, tuple[FloatArray | None, FloatArray |
     if find_affines is None:
         return {}
     return cast("Mapping[str, tuple[FloatArray | None, FloatArray | None]]", find_affines(model))
+
+
+def multipliable(model: object, network: Network) -> Collection[str]:
+    """The layers before which :func:`rewrite` can insert a multiplication of what enters them, by name."""
+    adapter, model = _adapter(model)
+    find_multipliable = getattr(adapter, "multipliable", None)
+    if find_multipliable is None:
+        return [layer.name for layer in network.layers]
+    return cast("Collection[str]", find_multipliable(model, network))
 
 
 def save(model: object, path: str | PathLike[str], *, example: Batch | None = None, source: object = None) -> Path:

@@ -214,7 +214,9 @@ class Work:
         ways = [(sites, scales) for scales in choose(base, sites, asked)]
         if asked.method == "noise":
             x, total = ways[0][1].x, ways[0][1].after.total
-            self.offers = find_offers(study, sites, x, base.graph, asked.grid, total)
+            possible = adapters.multipliable(base.model, base.network)
+            offers = find_offers(study, sites, x, base.graph, asked.grid, total)
+            self.offers = [offer for offer in offers if offer.layer in possible]
         if asked.multiply:
             sites = base.find_sites(self._to_multiply(base))
             ways = [(sites, scales) for scales in choose(base, sites, asked)] + ways

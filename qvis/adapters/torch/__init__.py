@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvis.adapters.rewritten import Rewritten
+from qvis.adapters.torch.affines import Affine
 from qvis.adapters.torch.graph import graph as graph
-from qvis.adapters.torch.parts import BIASED, RULES, Part, known_type
+from qvis.adapters.torch.parts import RULES, Part, bias_of, known_type
+from qvis.adapters.torch.rewriting import multipliable as multipliable
 from qvis.adapters.torch.tensors import Collector, Source, count, framework
-from qvis.layers import FloatArray, Network
+from qvis.layers import Network
 from qvis.rewriting import Rewriting
 from qvis.running import Batch, Runner
 
@@ -47,8 +49,9 @@ def read(model: nn.Module) -> Network:
             sources = dict(_sources(module))
             parts = list(_parts(module, sources))
             for part in parts:
-                bias = sources.get("bias") if part.op in BIASED and part.tensor == "weight" else None
-                found.add(part.name_in(name), sources[part.tensor], part, bias)
+                bias = bias_of(part)
+                added = None if bias is None or bias.tensor not in sources else (sources[bias.tensor], bias)
+                found.add(part.name_in(name), sources[part.tensor], part, added)
             op = _layer_type(module)
             if op is not None and not parts:
                 found.skip(name or "(root)", f"is a {op} that keeps its weights packed or elsewhere")
@@ -77,20 +80,11 @@ def save(model: nn.Module, path: Path, example: Batch | None = None) -> None:
     save_module(model, path, example)
 
 
-def affines(model: nn.Module) -> dict[str, tuple[FloatArray | None, FloatArray | None]]:
-    """Factor and shift of the layer, RMS and group normalizations of a module, by name; as float32."""
-    import torch
+def affines(model: nn.Module) -> dict[str, Affine]:
+    """Factor and shift of the normalizations of a module; see :mod:`qvis.adapters.torch.affines`."""
+    from qvis.adapters.torch.affines import affines_of_module
 
-    kinds = {"LayerNorm", "RMSNorm", "GroupNorm"}
-
-    def numbers(tensor: Tensor | None) -> FloatArray | None:
-        return None if tensor is None else tensor.detach().cpu().to(torch.float32).numpy()
-
-    return {
-        name: (numbers(module._parameters["weight"]), numbers(module._parameters.get("bias")))
-        for name, module in _walk(model)
-        if type(module).__name__ in kinds and module._parameters.get("weight") is not None
-    }
+    return affines_of_module(model)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from qvis.adapters.torch import operations
-from qvis.adapters.torch.calls import Call, Held, call_module, call_operation, single_operation, spatial_axes, type_of
-from qvis.adapters.torch.holdings import Holdings
+from qvis.adapters.torch.calls import Call, Held, call_module, call_operation, type_of
+from qvis.adapters.torch.nodes import known_shape
 from qvis.adapters.torch.operations import Facts, describe
-from qvis.adapters.torch.values import Parts, Result, Several, Traced, flatten, nested_graph, nodes_in, plain, shape_of
-from qvis.layers import Graph, Node, Norm
+from qvis.adapters.torch.values import (
+    Parts,
+    Result,
+    Several,
+    Traced,
+    flatten,
+    nested_graph,
+    nodes_in,
+    plain,
+    shape_of,
+    shapes_of,
+)
+from qvis.adapters.torch.weighted import Weighted
+from qvis.layers import Graph, Node
 
 if TYPE_CHECKING:
     from torch import fx
@@ -25,17 +35,12 @@ def build(traced: Traced) -> Graph:
     return builder.finish()
 
 
-class _Builder:
+class _Builder(Weighted):
     def __init__(self, traced: Traced) -> None:
-        self.traced = traced
-        self.nodes: dict[str, Node] = {}
-        self.norms: dict[str, Norm] = {}
+        super().__init__(traced)
         self.values: dict[fx.Node, Any] = {}
         self.bases: dict[fx.Node, tuple[fx.Node, bool]] = {}
         """What a result is a view of, and whether it is the whole of it."""
-        self.channels: dict[str, int | None] = {}
-        self.shapes: dict[str, tuple[int, ...] | None] = {}
-        self.held = Holdings(traced)
 
     # -- the walk
 
@@ -73,7 +78,7 @@ class _Builder:
                 inputs = () if isinstance(one, Held) else (one.node,)
                 shape = self.shapes.get(inputs[0]) if inputs else None
                 name = self._unique(f"output{path if len(found) > 1 else ''}", module=False)
-                self.nodes[name] = Node(name, "output", inputs, shape=shape or ())
+                self.nodes[name] = Node(name, "output", inputs, shape=known_shape(shape))
 
     def _take(self, node: fx.Node) -> None:
         nested = nested_graph(node)
@@ -104,7 +109,7 @@ class _Builder:
             if not whole:
                 name = self._unique(before.node.partition("/copy")[0] + "/copy")
                 self.nodes[name] = Node(
-                    name, "aten.copy", (before.node, value.node), shape=self.shapes[before.node] or ()
+                    name, "aten.copy", (before.node, value.node), shape=known_shape(self.shapes[before.node])
                 )
                 self.shapes[name], self.channels[name] = self.shapes[before.node], self.channels.get(before.node)
                 value = Result(name)
@@ -116,11 +121,14 @@ class _Builder:
             return call_module(node, plain(path), self.traced.modules[path])
         stack = list(node.meta.get("nn_module_stack", {}).values())
         path, cls = stack[-1] if stack else ("", "")
+        path = plain(str(path).partition("@")[0])
+        known = self.traced.modules.get(path)
+        cls = cls if known is None else type(known)
         if isinstance(cls, type):
             kind = type_of(cls)
         else:  # a class of one's own is only known by its name
             kind = str(cls).rpartition(".")[2] if str(cls).startswith("torch.nn.modules.") else ""
-        return call_operation(node, plain(str(path).partition("@")[0]), kind)
+        return call_operation(node, path, kind)
 
     # -- one operation
 
@@ -164,27 +172,19 @@ class _Builder:
         if weighted is not None:
             return weighted
         if not inputs:
-            return self._constant(call, [one for one in leaves if isinstance(one, Held)])
-        return self._part(node, call) or self._plain_operation(node, call, inputs)
-
-    def _constant(self, call: Call, operands: Sequence[Held]) -> Any:
-        """What an operation on constants gives."""
-        if not operands:
-            return Held()
-        first = operands[0]
-        if len(operands) == 1 and call.operation in operations.COPIES:
-            return first
-        if len(operands) == 1 and call.operation in operations.TRANSPOSES and len(self.held.shape_of(first)) == 2:
-            return Held(first.path, not first.flipped, first.computed)
-        path = next((one.path for one in operands if one.path), "")
-        return Held(path, first.flipped, computed=True)
+            return self.held.constant(node, call, [one for one in leaves if isinstance(one, Held)])
+        rolled = self._rolled(node, call) if call.operation == "roll" else None
+        return rolled or self._part(node, call) or self._plain_operation(node, call, inputs)
 
     def _part(self, node: fx.Node, call: Call) -> Any:
         """One of several results, or the list of them; None for any other operation."""
         value = call.args[0] if call.args else None
         if call.operation in operations.SPLITS and isinstance(value, Result):
-            axis = describe(self._facts(node, call, 1))[1]["axis"]
-            return Parts(value.node, axis)
+            before, shapes = self.shapes.get(value.node), shapes_of(node)
+            axis = operations.split_axis(call, before)
+            single = call.operation == "unbind"
+            sizes = [1 if single else shape[axis] for shape in shapes] if axis is not None else []
+            return Parts(value.node, axis, tuple(sizes))
         if call.operation != "getitem":
             return None
         key = call.args[1]
@@ -192,6 +192,9 @@ class _Builder:
             return value[key]
         if isinstance(value, Parts):
             attributes = {"axis": value.axis, "index": key if isinstance(key, int) else None}
+            if value.sizes and isinstance(key, int):
+                index = key % len(value.sizes)
+                attributes.update(index=index, start=sum(value.sizes[:index]), step=1)
             name = self._name(call, "split")
             return Result(self._add(node, name, "split", (value.node,), attributes=attributes))
         if isinstance(value, Several) and isinstance(key, int):
@@ -201,12 +204,35 @@ class _Builder:
             return value
         return None
 
+    def _rolled(self, node: fx.Node, call: Call) -> Result | None:
+        """What is rolled along some axes is two parts the other way round along each of them."""
+        data, shifts, axes = call.get(0, "input"), call.get(1, "shifts"), call.get(2, "dims", default=())
+        shifts, axes = ((one,) if isinstance(one, int) else one for one in (shifts, axes))
+        shape = known_shape(self.shapes.get(data.node)) if isinstance(data, Result) else ()
+        if not shape or not axes or not all(isinstance(one, int) for one in (*shifts, *axes)):
+            return None
+        found = data.node
+        for shift, axis in zip(shifts, axes, strict=True):
+            axis %= len(shape)
+            cut = -shift % shape[axis]
+            parts = []
+            for start, size in ((cut, shape[axis] - cut), (0, cut)) if cut else ():
+                part = (*shape[:axis], size, *shape[axis + 1 :])
+                attributes = {"axis": axis, "start": start, "step": 1}
+                name = self._name(call, "split")
+                parts.append(self._add(node, name, "split", (found,), attributes=attributes, shape=part))
+            if parts:
+                found = self._add(node, self._name(call, "concat"), "concat", tuple(parts), attributes={"axis": axis})
+        self.channels[found] = self.channels.get(data.node)
+        return Result(found)
+
     def _plain_operation(self, node: fx.Node, call: Call, inputs: tuple[str, ...]) -> Any:
         word, attributes = describe(self._facts(node, call, len(inputs)))
         layers = self.held.layers_used(call)
         if layers and word == (call.original or call.operation):
             attributes = {**attributes, "layers": layers}
-        name = self._name(call, word)
+        owner = self.held.owner_of_affine(call) if word in ("layer_norm", "rms_norm", "group_norm") else ""
+        name = self._unique(owner) if owner else self._name(call, word)
         added = self._add(node, name, word, inputs, attributes=attributes)
         self.channels[added] = self._channels_after(word, inputs[0], attributes, node)
         return Several(added) if self._has_several(node, call) else Result(added)
@@ -234,140 +260,6 @@ class _Builder:
         fewer = word == "split" and len(shape_of(node) or ()) != len(self.shapes[first] or ())
         return None if fewer or word in ("reshape", "flatten") else before
 
-    # -- operations with a weight
-
-    def _weighted(self, node: fx.Node, call: Call) -> Result | None:
-        """A convolution, a matrix product, a lookup or a normalization; None for any other operation."""
-        kind = call.operation[:-2] if spatial_axes(call.operation) else call.operation
-        if kind in ("conv", "conv_transpose"):
-            return self._convolution(node, call, kind)
-        if kind == "linear":
-            return self._linear(node, call, call.get(0, "input"), call.get(1, "weight"), call.get(2, "bias"), False)
-        if kind in ("matmul", "mm"):
-            return self._linear(node, call, call.get(0, "input"), call.get(1, "other", "mat2"), None, True)
-        if kind == "addmm":
-            return self._linear(node, call, call.get(1, "mat1"), call.get(2, "mat2"), call.get(0, "input"), True)
-        if kind == "embedding":
-            weight = call.get(0, "weight")
-            if not isinstance(weight, Held):
-                return None
-            return self._add_weighted(node, call, "embedding", nodes_in(call.get(1, "indices")), weight, {}, -1)
-        return self._batch_norm(node, call) if kind == "batch_norm" else None
-
-    def _convolution(self, node: fx.Node, call: Call, kind: str) -> Result | None:
-        data, weight, bias = call.get(0, "input"), call.get(1, "weight"), call.get(2, "bias")
-        if not isinstance(weight, Held):
-            return None
-        groups = call.get(6, "groups", default=1)
-        shape = shape_of(node)
-        channels = 0 if shape is not None and len(shape) == spatial_axes(call.operation) + 1 else 1
-        attributes = {"groups": groups, "channel_axis": channels, "bias": bias is not None}
-        if kind == "conv":
-            attributes["padding"] = _is_padded(call.get(4, "padding", default=0), self.held.shape_of(weight)[2:])
-        return self._add_weighted(node, call, kind, nodes_in(data), weight, attributes, channels)
-
-    def _linear(self, node: fx.Node, call: Call, data: Any, weight: Any, bias: Any, columns: bool) -> Result | None:
-        """``data @ weight`` where the weight's ``columns`` are the outputs, else ``data @ weight.T``."""
-        if not isinstance(weight, Held) or not weight.path or isinstance(bias, Result):
-            return None
-        if len(self.held.shape_of(weight)) != 2 or not isinstance(data, Result if columns else (Result, Held)):
-            return None  # among them the product of two weights, which is one more weight
-        shape = shape_of(node)
-        channels = len(shape) - 1 if shape else -1
-        attributes: dict[str, Any] = {"channel_axis": channels, "bias": bias is not None}
-        layer = self.held.layer_of(weight, call)
-        if layer is None:
-            return None
-        across = layer.channels == "axis 1"  # the layer's rows are the columns of the tensor
-        if columns ^ weight.flipped ^ across:
-            attributes["transposed"] = True
-        return self._add_weighted(node, call, "linear", nodes_in(data), weight, attributes, channels)
-
-    def _add_weighted(
-        self,
-        node: fx.Node,
-        call: Call,
-        op: str,
-        inputs: tuple[str, ...],
-        weight: Held,
-        attributes: dict[str, Any],
-        channels: int,
-    ) -> Result:
-        layer = self.held.layer_of(weight, call)
-        name, layers = self.held.owner(weight)
-        if layer is not None and layer.name not in layers:  # a weight that is computed anew, as by a parametrization
-            name, layers = call.module or "(root)", (layer.name,)
-        elif weight.computed:
-            attributes["computed"] = True
-        elif self.held.layers.get(call.module) is layer:  # one name of several for a tied weight
-            name = call.module
-        if len(layers) > 1:
-            attributes["layers"] = layers
-        name = self._unique(name) if name else self._name(call, op)
-        used = layers[0] if len(layers) == 1 else ""
-        added = self._add(node, name, op, inputs, layer=used, attributes=attributes)
-        self.channels[added] = channels
-        return Result(added)
-
-    def _batch_norm(self, node: fx.Node, call: Call) -> Result | None:
-        names = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")
-        data, scale, shift, mean, variance, training, _, epsilon = (
-            call.get(position, name) for position, name in enumerate(names)
-        )
-        if training or not isinstance(mean, Held) or not isinstance(data, Result):
-            return None  # by the numbers of the batch
-        owner, _, tensor = mean.path.rpartition(".")
-        of_module = tensor == "running_mean" and not mean.computed
-        name = (owner or "(root)") if of_module else self._name(call, "batch_norm")
-        means, variances = self.held.numbers(mean), self.held.numbers(variance)
-        if means is not None and variances is not None:
-            scales = np.ones_like(means) if scale is None else self.held.numbers(scale)
-            shifts = np.zeros_like(means) if shift is None else self.held.numbers(shift)
-            if scales is not None and shifts is not None:
-                self.norms.setdefault(name, Norm(name, means, variances, scales, shifts, float(epsilon)))
-        attributes = {"channel_axis": 1, "scale": scale is not None, "shift": shift is not None}
-        added = self._add(
-            node, self._unique(name) if of_module else name, "batch_norm", (data.node,), attributes=attributes
-        )
-        self.channels[added] = 1
-        return Result(added)
-
-    # -- names and nodes
-
-    def _name(self, call: Call, word: str) -> str:
-        """The module's where all of it is this operation, else the module's and the operation's."""
-        whole = single_operation(call.kind) in _same(call.operation) or call.kind.lower() == call.operation
-        if call.operation.startswith("nn.") or (call.kind and whole):
-            return self._unique(call.module or "(root)")
-        short = word.rpartition(".")[2]
-        return self._unique(f"{call.module}/{short}" if call.module else short, module=bool(call.module))
-
-    def _unique(self, name: str, *, module: bool = True) -> str:
-        """The name, with a number from its second use on. What is no module never takes a module's name."""
-        if not module and (name in self.held.layers or name in self.traced.modules):
-            name = f"/{name}"
-        found, number = name, 1
-        while found in self.nodes:
-            number += 1
-            found = f"{name}@{number}"
-        return found
-
-    def _add(
-        self,
-        node: fx.Node,
-        name: str,
-        op: str,
-        inputs: tuple[str, ...],
-        *,
-        layer: str = "",
-        attributes: Mapping[str, Any] | None = None,
-    ) -> str:
-        shape = shape_of(node)
-        self.shapes[name] = shape
-        known = shape if shape is not None and all(type(size) is int for size in shape) else ()
-        self.nodes[name] = Node(name, op, inputs, layer, known, attributes or {}, node.name)
-        return name
-
     def finish(self) -> Graph:
         """The graph of the nodes that matter to an output, in the order in which they were found."""
         wanted = [name for name, node in self.nodes.items() if node.op == "output"]
@@ -384,16 +276,3 @@ class _Builder:
 
 def _is_call(node: str, module: str) -> bool:
     return node == module or node.startswith(f"{module}@")
-
-
-def _same(operation: str) -> tuple[str, ...]:
-    """The names under which a module's one operation may be traced."""
-    known = "upsample" if operation.startswith(("upsample", "interpolate")) else operation
-    known = "dropout" if "dropout" in known else known
-    return (known, operation.removeprefix("_").removesuffix("_with_indices"), "hardtanh" if known == "relu6" else known)
-
-
-def _is_padded(padding: Any, kernel: Iterable[int]) -> bool:
-    if isinstance(padding, str):
-        return padding == "same" and any(size != 1 for size in kernel)
-    return any(size != 0 for size in (padding if isinstance(padding, (tuple, list)) else (padding,)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ class Held:
     """Whether it was transposed."""
     computed: bool = False
     """Whether it is not the tensor itself, but something made from it."""
+    rows: tuple[int, int] | None = None
+    """The first of the tensor's rows that it is, and the end of them; None for all of it."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,6 @@ _PLAIN = {
     "Upsample": "upsample",
     "UpsamplingNearest2d": "upsample",
     "UpsamplingBilinear2d": "upsample",
-    "InstanceNorm1d": "instance_norm",
-    "InstanceNorm2d": "instance_norm",
-    "InstanceNorm3d": "instance_norm",
-    "GroupNorm": "group_norm",
     "PixelShuffle": "pixel_shuffle",
     "PixelUnshuffle": "pixel_unshuffle",
     "Unflatten": "unflatten",
@@ -105,6 +103,8 @@ _DETAILED: dict[str, tuple[str, Translation]] = {
     "Flatten": ("flatten", lambda module: (module.start_dim, module.end_dim)),
     "LayerNorm": ("layer_norm", lambda module: (module.normalized_shape, *_affine(module), module.eps)),
     "RMSNorm": ("rms_norm", lambda module: (module.normalized_shape, *_affine(module)[:1], module.eps)),
+    "GroupNorm": ("group_norm", lambda module: (module.num_groups, *_affine(module), module.eps)),
+    **{f"InstanceNorm{n}d": ("instance_norm", lambda module: _affine(module)) for n in (1, 2, 3)},
     "Linear": ("linear", lambda module: _affine(module)),
     **{f"ZeroPad{n}d": ("pad", lambda module: (module.padding, "constant", 0)) for n in (1, 2, 3)},
     **{f"ConstantPad{n}d": ("pad", lambda module: (module.padding, "constant", module.value)) for n in (1, 2, 3)},
@@ -242,6 +242,9 @@ def call_operation(node: fx.Node, module: str, kind: str) -> Call:
         order = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")
         given = _bound(target, args, kwargs)
         args, kwargs = tuple(given.get(one) for one in order), {}
+    elif target is functional.instance_norm:
+        given = _bound(target, args, kwargs)
+        args, kwargs = tuple(given.get(one) for one in ("input", "weight", "bias")), {}
     elif target is functional.embedding:
         given = _bound(target, args, kwargs)
         args, kwargs = (given["weight"], given["input"]), {}
@@ -284,3 +287,10 @@ def spatial_axes(operation: str) -> int:
     """
     found = re.search(r"(\d)d$", operation)
     return int(found[1]) if found else 0
+
+
+def is_padded(padding: Any, kernel: Iterable[int]) -> bool:
+    """Whether a convolution adds anything around what it takes."""
+    if isinstance(padding, str):
+        return padding == "same" and any(size != 1 for size in kernel)
+    return any(size != 0 for size in (padding if isinstance(padding, (tuple, list)) else (padding,)))

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from qvis.adapters.rewritten import Rewritten
+from qvis.adapters.torch.affines import Affine, affines_of_program
 from qvis.adapters.torch.graph import graph_of_export
-from qvis.adapters.torch.parts import BIASED, RULES, Part, known_type
+from qvis.adapters.torch.parts import RULES, Part, bias_of, known_type
+from qvis.adapters.torch.rewriting import multipliable as multipliable
 from qvis.adapters.torch.tensors import Collector, Source, framework
 from qvis.errors import NoGraphError, NotRunnableError
 from qvis.layers import Graph, Network
@@ -116,8 +118,7 @@ def read(model: Path | ExportedProgram | fx.GraphModule) -> Network:
     found = Collector()
     biases = _biases(program)
     for path, source, part in _weights(program):
-        bias = biases.get(source.key) if part.op in BIASED else None
-        found.add(part.name_in(path.rpartition(".")[0]), source, part, bias)
+        found.add(part.name_in(path.rpartition(".")[0]), source, part, _bias(program, biases, path, source, part))
     name = program.types.get("", name).rpartition(".")[2]
     parameters = {source.key: source.get().numel() for source in program.parameters.values()}
     return found.network(name, framework(), sum(parameters.values()))
@@ -128,11 +129,32 @@ def _biases(program: Program) -> dict[Hashable, Source]:
     held = {value: source for value, path in program.origins.items() if (source := program.source(path)) is not None}
     found: dict[Hashable, Source] = {}
     for call in program.calls:
-        weights, biases = (call.tensors.get(name, []) for name in ("weight", "bias"))
+        if call.operation in _TRANSPOSES | _COPIES:
+            origin = next((held[value] for values in call.tensors.values() for value in values if value in held), None)
+            held.update({} if origin is None else {call.result: origin})
+        names = ("mat2", "self") if call.operation == "aten.addmm" else ("weight", "bias")
+        weights, biases = (call.tensors.get(name, []) for name in names)
         for weight, bias in zip(weights, biases, strict=False):
             if weight in held and bias in held:
                 found.setdefault(held[weight].key, held[bias])
     return found
+
+
+def _bias(
+    program: Program, biases: Mapping[Hashable, Source], path: str, source: Source, part: Part
+) -> tuple[Source, Part] | None:
+    """What is added to the channels of a matrix of the tensor at a path, and where in that it is."""
+    if part.op == "MultiheadAttention":
+        bias = bias_of(part)
+        added = None if bias is None else program.source(_beside(path, bias.tensor))
+    else:
+        bias, added = bias_of(part._replace(tensor="weight")), biases.get(source.key)
+    return None if bias is None or added is None else (added, bias)
+
+
+def _beside(path: str, name: str) -> str:
+    """The path of another tensor of the same module."""
+    return ".".join(filter(None, (path.rpartition(".")[0], name)))
 
 
 def _program(model: Path | ExportedProgram | fx.GraphModule) -> tuple[Program, str]:
@@ -209,6 +231,11 @@ def rewrite(
     from qvis.adapters.torch.rewriting import rewrite_program
 
     return rewrite_program(model, network, rewriting, inplace)
+
+
+def affines(model: Path | ExportedProgram | fx.GraphModule) -> dict[str, Affine]:
+    """Factor and shift of the normalizations of a program; see :mod:`qvis.adapters.torch.affines`."""
+    return affines_of_program(_program(model)[0])
 
 
 def save(model: ExportedProgram | fx.GraphModule, path: Path, example: Batch | None = None) -> None:

@@ -213,7 +213,10 @@ def _unwrap(model: nn.Module) -> nn.Module:
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], strict: bool, network: Network) -> Traced:
     import torch
 
-    return _from_export(torch.export.export(_unwrap(model), args, kwargs, strict=strict), network)
+    model = _unwrap(model)
+    traced = _from_export(torch.export.export(model, args, kwargs, strict=strict), network)
+    traced.modules = {plain(path): one for path, one in model.named_modules(remove_duplicate=False)}
+    return traced
 
 
 def _from_export(program: Any, network: Network) -> Traced:

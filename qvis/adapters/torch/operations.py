@@ -74,7 +74,6 @@ _WORDS = {
     "special_expit": "sigmoid",
     **dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"), "dropout"),
     "native_dropout": "dropout",
-    **dict.fromkeys(("group_norm", "instance_norm"), "group_norm"),
     **dict.fromkeys(("max_pool", "adaptive_max_pool", "fractional_max_pool"), "max_pool"),
     **dict.fromkeys(("avg_pool", "adaptive_avg_pool", "_adaptive_avg_pool"), "avg_pool"),
     "scaled_dot_product_attention": "attention",
@@ -125,15 +124,31 @@ def _concat(facts: Facts) -> Described:
     return "concat", {"axis": axis_of(facts.call.get(1, "dim", "axis", default=0), facts.after)}
 
 
-def _take(position: int) -> Rule:
-    """A part along the axis that is the argument at ``position``."""
+def split_axis(call: Call, shape: tuple[int, ...] | None) -> int | None:
+    """The axis along which one of :data:`SPLITS` takes a tensor of this shape apart; None where it is not known."""
+    return axis_of(call.get(1 if call.operation == "unbind" else 2, "dim", default=0), shape)
 
-    def rule(facts: Facts) -> Described:
-        if facts.before is not None and facts.before == facts.after:
-            return "identity", {}
-        return "split", {"axis": axis_of(facts.call.get(position, "dim", default=0), facts.before)}
 
-    return rule
+def _take(facts: Facts) -> Described:
+    """A part along an axis."""
+    call = facts.call
+    if facts.before is not None and facts.before == facts.after:
+        return "identity", {}
+    axis = axis_of(call.get(1, "dim", default=0), facts.before)
+    start = {"slice": call.get(2, "start", default=0), "select": call.get(2, "index"), "narrow": call.get(2, "start")}
+    step = call.get(4, "step", default=1) if call.operation == "slice" else 1
+    return "split", {"axis": axis, **_place(start.get(call.operation), step, axis, facts.before)}
+
+
+def _place(start: Any, step: Any, axis: int | None, shape: tuple[int, ...] | None) -> dict[str, Any]:
+    """Where a part begins, and how far its elements are apart; nothing where that is not known."""
+    start, step = 0 if start is None else start, 1 if step is None else step
+    if type(start) is not int or type(step) is not int:
+        return {}
+    size = shape[axis] if shape and axis is not None else None
+    if type(size) is int:
+        start = max(start + size, 0) if start < 0 else min(start, size)
+    return {"start": start, "step": step}
 
 
 def _getitem(facts: Facts) -> Described:
@@ -142,10 +157,14 @@ def _getitem(facts: Facts) -> Described:
     index = index if isinstance(index, tuple) else (index,)
     if any(one is Ellipsis or isinstance(one, Held) for one in index):
         return "split", {"axis": None}
-    axes = [axis for axis, one in enumerate([one for one in index if one is not None]) if one != slice(None)]
-    if not axes:
+    taken = {axis: one for axis, one in enumerate([one for one in index if one is not None]) if one != slice(None)}
+    if not taken:
         return ("reshape" if None in index else "identity"), {}
-    return "split", {"axis": axes[0] if len(axes) == 1 and None not in index else None}
+    if len(taken) > 1 or None in index:
+        return "split", {"axis": None}
+    ((axis, one),) = taken.items()
+    start, step = (one.start, one.step) if isinstance(one, slice) else (one if isinstance(one, int) else Ellipsis, 1)
+    return "split", {"axis": axis, **_place(start, step, axis, facts.before)}
 
 
 def _pad(facts: Facts) -> Described:
@@ -223,12 +242,29 @@ def _layer_norm(word: str) -> Rule:
     def rule(facts: Facts) -> Described:
         count = facts.call.get(1, "normalized_shape")
         count = len(count) if isinstance(count, Sequence) else 1
-        scale = facts.call.get(2, "weight") is not None
-        shift = word == "layer_norm" and facts.call.get(3, "bias") is not None
+        scale, shift = (one is not None for one in affine_of(facts.call))
         rank = 0 if facts.after is None else len(facts.after)
         return word, {"axes": tuple(range(rank - count, rank)), "scale": scale, "shift": shift}
 
     return rule
+
+
+def affine_of(call: Call) -> tuple[Any, Any]:
+    """The factor and the shift of a layer, RMS, group or instance normalization; None for one that it has not."""
+    first = call.operation == "instance_norm" or call.original == "aten.native_group_norm"
+    position = 1 if first else 2
+    shift = None if call.operation == "rms_norm" else call.get(position + 1, "bias")
+    return call.get(position, "weight"), shift
+
+
+def _group_norm(facts: Facts) -> Described:
+    scale, shift = (one is not None for one in affine_of(facts.call))
+    return "group_norm", {"channel_axis": 1, "scale": scale, "shift": shift}
+
+
+def _expand(facts: Facts) -> Described | None:
+    """Nothing, where all has its size already, as before each product of a decomposed program."""
+    return ("identity", {}) if facts.before is not None and facts.before == facts.after else None
 
 
 def _matmul(facts: Facts) -> Described | None:
@@ -256,9 +292,8 @@ _RULES: dict[str, Rule] = {
     "mul": _arithmetic("mul"),
     "div": _arithmetic("div"),
     "cat": _concat,
-    **dict.fromkeys(("slice", "select", "narrow", "index_select"), _take(1)),
-    **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split"), _take(2)),
-    "unbind": _take(1),
+    **dict.fromkeys(("slice", "select", "narrow"), _take),
+    "index_select": lambda facts: ("split", {"axis": axis_of(facts.call.get(1, "dim", default=0), facts.before)}),
     "getitem": _getitem,
     "pad": _pad,
     "constant_pad_nd": lambda facts: ("pad", {"value": facts.call.get(2, "value", default=0)}),
@@ -269,5 +304,7 @@ _RULES: dict[str, Rule] = {
     "mean": _mean,
     "layer_norm": _layer_norm("layer_norm"),
     "rms_norm": _layer_norm("rms_norm"),
+    **dict.fromkeys(("group_norm", "instance_norm"), _group_norm),
+    "expand": _expand,
     **dict.fromkeys(("matmul", "mm", "bmm"), _matmul),
 }

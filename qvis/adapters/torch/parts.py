@@ -109,8 +109,23 @@ RULES: dict[str, Rule] = {
 }
 
 
-BIASED = {"Linear", "Conv1D", *(f"Conv{kind}{n}d" for kind in ("", "Transpose") for n in (1, 2, 3))}
+_BIASED = {"Linear", "Conv1D", "MatMul", *(f"Conv{kind}{n}d" for kind in ("", "Transpose") for n in (1, 2, 3))}
 """The layers that add their ``bias`` to their output channels."""
+
+
+def whole(bias: Tensor) -> Tensor:
+    """``bias -> (out,)`` of the one matrix of a module."""
+    return bias.reshape(-1)
+
+
+def bias_of(part: Part) -> Part | None:
+    """What a module adds to the channels of one of its matrices; None where it is not known to add anything."""
+    if part.op in _BIASED and part.tensor == "weight":
+        return Part("bias", part.op, whole)
+    if part.op == "MultiheadAttention" and (part.label or part.tensor[:1]) in set("qkv"):
+        index = "qkv".index(part.label or part.tensor[0])
+        return Part("in_proj_bias", part.op, partial(block, index=index, count=3))
+    return None
 
 
 def known_type(package: str, name: str) -> str | None:

@@ -25,7 +25,10 @@ from qvis.adapters.rewritten import (
     precision_notes,
 )
 from qvis.adapters.torch.copying import copied
-from qvis.adapters.torch.parts import BIASED, Part, rows
+from qvis.adapters.torch.module_changes import multipliable_linears, plan_changes
+from qvis.adapters.torch.parts import Part, bias_of, rows
+from qvis.adapters.torch.plain import make_plain
+from qvis.adapters.torch.program_changes import multipliable_products, plan_program_changes
 from qvis.adapters.torch.tensors import _stored_type, identity
 from qvis.errors import BadArgumentError, suggest
 from qvis.layers import FloatArray, Network
@@ -40,6 +43,14 @@ _STATISTICS = {"mean": "running_mean", "variance": "running_var", "scale": "weig
 
 def rewrite_module(model: nn.Module, network: Network, rewriting: Rewriting, inplace: bool = False) -> Rewritten:
     """Write new numbers into a copy of a module; with ``inplace`` into the module itself.
+
+    A clip of :attr:`Rewriting.unclipped` that is an ``nn.ReLU6`` or ``nn.Hardtanh`` becomes an ``nn.ReLU``, wherever
+    the model uses that module; one in the code of the model stays, and a note says so.
+
+    A Linear of :attr:`Rewriting.multiplies` becomes a :class:`~qvis.adapters.torch.scaled_linear.ScaledLinear`, an
+    ``nn.Linear`` with the same parameters and the buffer ``<layer>.input_scale``, (in_features,), by which it
+    multiplies its input. A state dict has this key too, and a pickled model needs qvis to be loaded; a ``.pt2`` file
+    does not.
 
     Parameters
     ----------
@@ -62,7 +73,8 @@ def rewrite_module(model: nn.Module, network: Network, rewriting: Rewriting, inp
     ------
     BadArgumentError
         A name or a shape is wrong, a layer has no bias, numbers do not fit a type, or a weight is computed from others
-        or quantized where it would have to be written as it is.
+        or quantized where it would have to be written as it is. A layer whose input is to be multiplied is not exactly
+        an ``nn.Linear``, or its weight is used without calling it.
     """
     from qvis.adapters.torch import _unwrap, _walk
 
@@ -71,6 +83,7 @@ def rewrite_module(model: nn.Module, network: Network, rewriting: Rewriting, inp
     numbers = _of_module(inner)
     plan = _planned(numbers, network, rewriting)
     computed = [path for path in plan.values if path in numbers.computed]
+    changes = plan_changes(dict(_walk(inner)), numbers.weights, computed, network, rewriting)
     if inplace and computed:
         raise BadArgumentError(
             f"inplace: {computed[0]!r} is computed from other parameters ({numbers.computed[computed[0]]}), and would "
@@ -84,17 +97,22 @@ def rewrite_module(model: nn.Module, network: Network, rewriting: Rewriting, inp
         modules = dict(_walk(new))
         for path in computed:
             owner, _, name = path.rpartition(".")
-            _make_plain(modules[owner], name)
+            make_plain(modules[owner], name)
             notes.append(f"{path!r} was computed by {numbers.computed[path]}, and is a plain parameter in the copy")
     tensors = numbers.tensors if inplace else _of_module(new).tensors
     _write(tensors, plan, numbers.same)
-    return Rewritten(model if inplace else new, (*notes, *precision_notes(plan.rounded)))
+    changes.make(dict(_walk(new)))
+    rounded = precision_notes(plan.rounded) + precision_notes(changes.rounded)
+    return Rewritten(model if inplace else new, (*notes, *changes.notes, *rounded))
 
 
 def rewrite_program(
     model: Path | ExportedProgram | fx.GraphModule, network: Network, rewriting: Rewriting, inplace: bool = False
 ) -> Rewritten:
     """Write new numbers into a copy of an exported program, or of the one in a file.
+
+    Clips of :attr:`Rewriting.unclipped` become ``aten.relu``. For :attr:`Rewriting.multiplies`, ``aten.mul`` by the new
+    buffer ``<layer>.input_scale``, (in_features,), is inserted before each product with the layer's weight.
 
     A file is loaded with ``torch.export.load``, which runs what it says: rewrite only files that you trust.
 
@@ -105,7 +123,7 @@ def rewrite_program(
     """
     import torch
 
-    from qvis.adapters.torch.exported import _biases, _from_export, _from_graph, _is_export, _parts, _roles
+    from qvis.adapters.torch.exported import _from_export, _from_graph, _is_export
 
     program: Any = model
     if isinstance(model, Path):
@@ -114,19 +132,9 @@ def rewrite_program(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.load(model)
-    seen = _from_export(program) if _is_export(program) else _from_graph(cast("fx.GraphModule", program))
-    sources = {**seen.parameters, **seen.buffers}
-    roles, biases = _roles(seen), _biases(seen)
-    paths = {source.key: path for path, source in sources.items()}
-    epsilons = _epsilons(program, network) if rewriting.norms else {}
-    numbers = _Numbers({path: source.get() for path, source in sources.items()}, epsilons)
-    for path, source in sources.items():
-        for part in _parts(seen, path, roles.get(source.key)):
-            name = part.name_in(path.rpartition(".")[0])
-            numbers.layers.setdefault(name, (path, part))
-            if part.op in BIASED and source.key in biases:
-                numbers.biases.setdefault(name, paths[biases[source.key].key])
+    numbers = _of_program(program, network if rewriting.norms else None)
     plan = _planned(numbers, network, rewriting)
+    changes = plan_program_changes(program, numbers.placed, network, rewriting)
     if not inplace and not isinstance(model, Path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -134,7 +142,22 @@ def rewrite_program(
     held = _from_export(program) if _is_export(program) else _from_graph(program)
     tensors = {path: source.get() for path, source in {**held.parameters, **held.buffers}.items()}
     _write(tensors, plan, numbers.same)
-    return Rewritten(program, tuple(precision_notes(plan.rounded)))
+    changes.make(program)
+    rounded = precision_notes(plan.rounded) + precision_notes(changes.rounded)
+    return Rewritten(program, (*changes.notes, *rounded))
+
+
+def multipliable(model: Path | nn.Module | ExportedProgram | fx.GraphModule, network: Network) -> list[str]:
+    """The layers before which a rewriting that writes their weights can insert a multiplication, by name."""
+    from qvis.adapters.torch import _unwrap, _walk
+    from qvis.adapters.torch.exported import handles, opened
+
+    if handles(model):
+        program = opened(model) if isinstance(model, Path) else model
+        return multipliable_products(program, _of_program(program, None).placed, network)
+    inner = _unwrap(cast("nn.Module", model))
+    numbers = _of_module(inner)
+    return multipliable_linears(dict(_walk(inner)), numbers.weights, numbers.computed, network)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -151,7 +174,8 @@ class _Numbers:
     """Of each normalization by running statistics."""
     layers: dict[str, tuple[str, Part]] = field(default_factory=dict)
     """The tensor that each layer is in, under each of its names."""
-    biases: dict[str, str] = field(default_factory=dict)
+    biases: dict[str, tuple[str, Part]] = field(default_factory=dict)
+    """The tensor that holds what each layer adds, likewise."""
     computed: dict[str, str] = field(default_factory=dict)
     """How a tensor is computed that is made from others."""
 
@@ -161,6 +185,16 @@ class _Numbers:
             groups.setdefault(identity(tensor), []).append(path)
         self.same = {path: paths for paths in groups.values() for path in paths}
         """All paths under which the model holds the very same numbers."""
+
+    @property
+    def weights(self) -> dict[str, list[str]]:
+        """The paths of the tensor of each layer that has one for itself."""
+        return {name: self.same[path] for name, (path, part) in self.layers.items() if not part.label}
+
+    @property
+    def placed(self) -> dict[str, tuple[str, Tensor]]:
+        """The path and the tensor that each layer is in."""
+        return {name: (path, self.tensors[path]) for name, (path, _) in self.layers.items()}
 
 
 @dataclass
@@ -180,7 +214,7 @@ def _of_module(model: nn.Module) -> _Numbers:
     tensors: dict[str, Tensor] = {}
     epsilons: dict[str, float] = {}
     layers: dict[str, tuple[str, Part]] = {}
-    biases: dict[str, str] = {}
+    biases: dict[str, tuple[str, Part]] = {}
     computed: dict[str, str] = {}
     with torch.no_grad():
         for path, module in _walk(model):
@@ -195,12 +229,33 @@ def _of_module(model: nn.Module) -> _Numbers:
                     tensors[_join(path, name)] = source.get()
             for part in _parts(module, sources):
                 layers.setdefault(part.name_in(path), (_join(path, part.tensor), part))
-                if part.op in BIASED and part.tensor == "weight" and sources.get("bias") is not None:
-                    biases.setdefault(part.name_in(path), _join(path, "bias"))
+                bias = bias_of(part)
+                if bias is not None and sources.get(bias.tensor) is not None:
+                    biases.setdefault(part.name_in(path), (_join(path, bias.tensor), bias))
             epsilon = getattr(module, "eps", None)
             if isinstance(epsilon, float) and isinstance(getattr(module, "running_mean", None), torch.Tensor):
                 epsilons[path or "(root)"] = epsilon
     return _Numbers(tensors, epsilons, layers, biases, computed)
+
+
+def _of_program(program: Any, network: Network | None) -> _Numbers:
+    """The same of a program; with a network, also its normalizations."""
+    from qvis.adapters.torch.exported import _bias, _biases, _from_export, _from_graph, _is_export, _parts, _roles
+
+    seen = _from_export(program) if _is_export(program) else _from_graph(cast("fx.GraphModule", program))
+    sources = {**seen.parameters, **seen.buffers}
+    roles, biases = _roles(seen), _biases(seen)
+    paths = {source.key: path for path, source in sources.items()}
+    epsilons = {} if network is None else _epsilons(program, network)
+    numbers = _Numbers({path: source.get() for path, source in sources.items()}, epsilons)
+    for path, source in sources.items():
+        for part in _parts(seen, path, roles.get(source.key)):
+            name = part.name_in(path.rpartition(".")[0])
+            numbers.layers.setdefault(name, (path, part))
+            bias = _bias(seen, biases, path, source, part)
+            if bias is not None:
+                numbers.biases.setdefault(name, (paths[bias[0].key], bias[1]))
+    return numbers
 
 
 def _epsilons(program: Any, network: Network) -> dict[str, float]:
@@ -228,7 +283,8 @@ def _planned(numbers: _Numbers, network: Network, rewriting: Rewriting) -> _Plan
         path, part = numbers.layers[name]
         _put(plan, numbers, "weights", name, path, matrix, part)
     for name, bias in rewriting.biases.items():
-        _put(plan, numbers, "biases", name, numbers.biases[name], bias)
+        path, part = numbers.biases[name]
+        _put(plan, numbers, "biases", name, path, bias, part)
     for name, norm in rewriting.norms.items():
         if name not in numbers.epsilons or _join(name, "running_mean") not in numbers.tensors:
             raise BadArgumentError(
@@ -325,51 +381,3 @@ def _write(tensors: Mapping[str, Tensor], plan: _Plan, same: Mapping[str, list[s
                 continue
             with torch.no_grad(), torch.inference_mode() if target.is_inference() else nullcontext():
                 target.copy_(value)
-
-
-def _make_plain(module: nn.Module, name: str) -> None:
-    """Turn a tensor that a module computes into one that it holds. The class of the original is left alone."""
-    import torch
-
-    from qvis.adapters.torch import _parametrizations, _sources
-
-    with torch.no_grad():
-        tensor = dict(_sources(module))[name].get().detach().clone()
-    steps = _parametrizations(module).get(name)
-    if steps is not None:
-        learned = list(steps.parameters())
-        del module._modules["parametrizations"]._modules[name]  # type: ignore[union-attr]
-        cls = type(module)
-        if _parametrizations(module):
-            left = (name, "__dict__", "__weakref__")
-            members = {key: value for key, value in cls.__dict__.items() if key not in left}
-            object.__setattr__(module, "__class__", type(cls.__name__, cls.__bases__, members))
-        else:
-            del module._modules["parametrizations"]
-            object.__setattr__(module, "__class__", cls.__bases__[0])
-    else:
-        hooks = [one for one in module._forward_pre_hooks.values() if _hook_name(one) == name]
-        for held in (module._forward_pre_hooks, module._state_dict_hooks, module._load_state_dict_pre_hooks):
-            for key in [key for key, one in held.items() if any(one is hook or _inner(one) is hook for hook in hooks)]:
-                del held[key]
-        learned = []
-        for suffix in ("_g", "_v", "_orig", "_u", "_mask"):
-            parameter = module._parameters.pop(name + suffix, None)
-            learned += [] if parameter is None else [parameter]
-            module._buffers.pop(name + suffix, None)
-        module.__dict__.pop(name, None)
-    if learned:
-        module._parameters[name] = torch.nn.Parameter(tensor, any(one.requires_grad for one in learned))
-    else:
-        module._buffers[name] = tensor
-
-
-def _hook_name(hook: Any) -> str | None:
-    found = getattr(hook, "name", getattr(hook, "_tensor_name", None))
-    return found if isinstance(found, str) else None
-
-
-def _inner(hook: Any) -> Any:
-    """The pre-hook that a hook of a state dict belongs to."""
-    hook = getattr(hook, "hook", hook)
-    return getattr(hook, "fn", None)

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from qvis.adapters.torch.parts import View
 
 
+SCALE = "input_scale"
+"""The buffer by which a Linear that qvis has made multiplies what enters it."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Where the numbers of a tensor come from."""
@@ -82,7 +86,7 @@ class Collector:
     layers: dict[Hashable, Layer] = field(default_factory=dict)
     skipped: dict[str, Skipped] = field(default_factory=dict)
 
-    def add(self, name: str, source: Source, part: Part, bias: Source | None = None) -> None:
+    def add(self, name: str, source: Source, part: Part, bias: tuple[Source, Part] | None = None) -> None:
         """Add one matrix of a tensor; ``name`` is that of the layer, which may add a ``bias`` to its channels."""
         key = (source.key, part.label)
         known = self.layers.get(key)
@@ -103,7 +107,7 @@ class Collector:
             read=lambda: _array(source.get(), part.view),
             channels=part.channels,
             notes=source.notes + ((f"dequantized from {stored}",) if stored else ()),
-            bias=None if bias is None else lambda: _array(bias.get(), lambda tensor: tensor),
+            bias=None if bias is None else lambda: _array(bias[0].get(), bias[1].view),
         )
 
     def skip(self, name: str, reason: str) -> None:

@@ -26,6 +26,8 @@ class Parts:
 
     node: str
     axis: int | None
+    sizes: tuple[int, ...] = ()
+    """How much of the axis each part is; empty where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Traced:
     inputs: frozenset[str] | None = None
     """The placeholders that are inputs of the model; None: all others."""
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
-    """What the graph calls without looking into it."""
+    """Those of the model by their paths, as far as there are any."""
     outputs: Callable[[Any], Iterator[tuple[str, fx.Node]]] = field(default=lambda result: name_outputs(result))
     """Names what the model returns."""
 
@@ -74,7 +76,22 @@ def shape_of(node: fx.Node) -> tuple[int, ...] | None:
     known = node.meta.get("val")
     known = known[0] if isinstance(known, (tuple, list)) and known else known
     shape = getattr(known, "shape", None)
-    return None if shape is None else tuple(shape)
+    return None if shape is None else tuple(map(_size, shape))
+
+
+def _size(size: Any) -> Any:
+    """A size that may vary, as it was for the example that the model was traced with."""
+    symbol = getattr(size, "node", None)
+    return symbol.hint if symbol is not None and symbol.has_hint() else size
+
+
+def shapes_of(node: fx.Node) -> tuple[tuple[int, ...], ...]:
+    """The shapes of all the results of an operation that has several; empty where they are not known."""
+    known = node.meta.get("val")
+    shapes = [getattr(one, "shape", None) for one in known] if isinstance(known, (tuple, list)) else []
+    found = tuple(tuple(map(_size, shape)) for shape in shapes if shape is not None)
+    whole = len(found) == len(shapes) and all(type(size) is int for shape in found for size in shape)
+    return found if whole else ()
 
 
 def flatten(value: Any) -> Iterator[Any]:
