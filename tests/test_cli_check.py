@@ -115,9 +115,7 @@ def test_a_limit_fails_just_above_what_the_model_keeps_and_passes_just_below(
     option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     layers = analyze(spoilt(7e-2)).layers
-    worst = min(
-        decibels(1.0, x.noise_share) if option == "--min-kept-db" else x.rounding.sqnr_tensor for x in layers
-    )
+    worst = min(decibels(1.0, x.noise_share) if option == "--min-kept-db" else x.rounding.sqnr_tensor for x in layers)
     assert main(["check", "net.py:watch", option, f"{worst - 0.01}"]) == 0
     capsys.readouterr()
     assert main(["check", "net.py:watch", option, f"{worst + 0.01:.4f}"]) == 1

@@ -379,12 +379,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Expected]] = {
         ROWS,
         [("a", "b", 3)],
     ),
-    "a constant": (
-        lambda: Flow(lambda m, x: m.b(F.relu(m.a(x) + 1)), a=nn.Linear(6, 3), b=nn.Linear(3, 2)), ROWS, []
-    ),
-    "one over": (
-        lambda: Flow(lambda m, x: m.b(1 / (m.a(x))), a=nn.Linear(6, 3), b=nn.Linear(3, 2)), ROWS, []
-    ),
+    "a constant": (lambda: Flow(lambda m, x: m.b(F.relu(m.a(x) + 1)), a=nn.Linear(6, 3), b=nn.Linear(3, 2)), ROWS, []),
+    "one over": (lambda: Flow(lambda m, x: m.b(1 / (m.a(x))), a=nn.Linear(6, 3), b=nn.Linear(3, 2)), ROWS, []),
     "class token": (
         lambda: Flow(
             lambda m, x: m.b(torch.cat([torch.ones(2, 1, 3), m.a(x)], 1)), a=nn.Linear(12, 3), b=nn.Linear(3, 2)

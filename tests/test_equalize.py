@@ -222,3 +222,56 @@ def test_the_command_writes_the_model_and_says_whether_it_was_worth_it(
     assert output.read_bytes() == content
     assert main(["equalize", model]) == 2
     assert "--data: needed" in capsys.readouterr().err
+
+
+def test_the_command_takes_the_options_and_offers_multiplications(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data.npz"
+    np.savez(data, x=np.random.default_rng(0).standard_normal((32, 5, 6)).astype(np.float32))
+    text = (Path(__file__).parent / "test_equalization_corrections.py").read_text(encoding="utf-8")
+    (tmp_path / "net.py").write_text(f"{text}\n\ndef made():\n    return Block().eval()\n", encoding="utf-8")
+    model = f"{tmp_path / 'net.py'}:made"
+    report = ["--report", str(tmp_path / "review")]
+    assert main(["equalize", model, "--data", str(data), *report]) == 0
+    printed = capsys.readouterr().out
+    assert "A multiplication inserted by --multiply would help:\n  down: " in printed
+    page = (tmp_path / "review" / "changes_after_optimization.html").read_text(encoding="utf-8")
+    assert 'data-test="equalization-offers"' in page
+    options = ["--multiply", "offered", "--correct-biases", "inputs", "--replace-relu6", "--json"]
+    assert main(["equalize", model, "--data", str(data), *options]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [step["kind"] for step in found["steps"]] == ["ReLU6", "bias correction"]
+    assert any(not pair["producers"] for pair in found["pairs"])
+    assert main(["equalize", model, "--data", str(data), "--absorb-biases"]) == 2
+    assert "absorb_biases" in capsys.readouterr().err
+
+
+def test_the_command_scales_unseen_by_the_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "net.py").write_text(Path(__file__).read_text(encoding="utf-8"), encoding="utf-8")
+    assert (
+        main(["equalize", f"{tmp_path / 'net.py'}:uneven", "--method", "square-root", "--report", str(tmp_path)]) == 0
+    )
+    assert "unseen" in capsys.readouterr().out
+    page = (tmp_path / "changes_after_optimization.html").read_text(encoding="utf-8")
+    assert 'data-test="equalization"' in page
+    assert 'data-test="equalization-kept"' not in page
+
+
+def test_a_model_is_never_saved_over_the_file_that_it_came_from(tmp_path: Path, pictures: np.ndarray) -> None:
+    from qvis.errors import OutputError
+
+    path = tmp_path / "net.pt2"
+    torch.export.save(
+        torch.export.export(uneven(), (torch.tensor(pictures[:2]),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)),
+        path,
+    )
+    found = qvis.equalize(path, pictures)
+    with pytest.raises(OutputError, match="is the file that the model came from"):
+        found.save(path)
+    found.save(tmp_path / "new.pt2")
+    new = torch.export.load(tmp_path / "new.pt2").module()(torch.tensor(pictures)).detach()
+    assert torch.allclose(new, run(uneven(), pictures), atol=1e-4)
+    module = qvis.equalize(uneven(), pictures)
+    module.save(tmp_path / "module.pt2")  # exported with a sample that it was run on
+    assert (tmp_path / "module.pt2").exists()

@@ -339,9 +339,7 @@ def test_a_cell_tells_percent_and_confidence_and_what_lies_beyond_the_model(fres
     assert ", measured" in title
 
 
-def test_a_tap_or_enter_on_a_row_of_the_map_shows_its_layer(
-    fresh: Open, documents: Callable[[str], Document]
-) -> None:
+def test_a_tap_or_enter_on_a_row_of_the_map_shows_its_layer(fresh: Open, documents: Callable[[str], Document]) -> None:
     page, document = fresh("awkward"), documents("awkward")
     names = [visible(layer["name"]) for layer in document["layers"]]
     part(page, "filter").fill("no such layer")

@@ -948,9 +948,7 @@ def test_inputs_of_all_kinds_reach_the_model(scale: Any) -> None:
 
 
 def test_images_of_bytes_are_answered_with_how_to_scale_them() -> None:
-    with pytest.raises(
-        BadArgumentError, match=r"uint8; images of type uint8 have to be turned into float32 and sc"
-    ):
+    with pytest.raises(BadArgumentError, match=r"uint8; images of type uint8 have to be turned into float32 and sc"):
         made(nn.Conv2d(3, 2, 3)).run(of(np.zeros((1, 3, 5, 5), np.uint8)))
 
 
