@@ -67,7 +67,7 @@ def find_folds(graph: Graph, network: Network) -> tuple[tuple[Fold, ...], dict[s
         How data flows. The node of a layer may have the attributes ``bias`` (whether something is added to its
         channels), ``transposed`` (the rows of the layer's matrix are inputs), ``computed`` (the weight that is applied
         is made from the layer's), ``layers`` (several that it applies) and ``columns`` (see :func:`input_channels`);
-        that of a normalization ``shift`` (whether it has one, true by default).
+        that of an ``add`` of a constant ``bias_of`` (the layer whose bias this is); that of a normalization ``shift`` (whether it has one, true by default).
     network
         The layers whose weights the nodes apply.
 
@@ -124,16 +124,21 @@ class _Finder:
     def _before(self, node: Node) -> Node:
         """The node that a node takes from, past those that change nothing."""
         found = self.graph.by_name[node.inputs[0]]
-        while found.op in _PASSED and found.inputs:
+        while self._is_passed(found) and found.inputs:
             found = self.graph.by_name[found.inputs[0]]
         return found
 
     def _after(self, node: Node) -> tuple[Node, ...]:
         """The nodes that take from a node, past those that change nothing."""
         users = self.graph.users[node.name]
-        while len(users) == 1 and users[0].op in _PASSED:
+        while len(users) == 1 and self._is_passed(users[0]):
             users = self.graph.users[users[0].name]
         return users
+
+    def _is_passed(self, node: Node) -> bool:
+        """Whether a node changes nothing, or adds what is the bias of a layer."""
+        layer = self.layers.get(node.attributes.get("bias_of", ""))
+        return node.op in _PASSED or (layer is not None and layer.bias is not None)
 
     def _backward(self, node: Node, norm: Norm) -> str | None:
         """Why the layer before it cannot take the normalization."""

@@ -86,7 +86,7 @@ def test_an_encoder_is_made_of_known_words(folder: Path) -> None:
     assert [one.attributes for one in norms] == [{"axes": (2,), "scale": True, "shift": True}] * 2
     second = next(one for one in found.nodes if one.layer == "layer.linear2")
     (bias,) = found.users[second.name]
-    assert (bias.op, bias.attributes) == ("add", {"constant": True})
+    assert (bias.op, bias.attributes) == ("add", {"constant": True, "bias_of": "layer.linear2"})
     (residual,) = found.users[bias.name]
     assert (residual.op, residual.attributes, len(residual.inputs)) == ("add", {"constant": False}, 2)
 
@@ -111,8 +111,8 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], str, dict[str, Any]]
     ("Add", "x x", {}, {}, "add", {"constant": False}),
     ("Concat", "x x", {"axis": -1}, {}, "concat", {"axis": -1, "constant": False}),
     ("Transpose", "x", {}, {}, "transpose", {"axes": (1, 0)}),
-    ("Gather", "x i", {"axis": 1}, {"i": np.array(1)}, "split", {"axis": 1}),
-    ("Slice", "x a b c", {}, {"a": np.array([0]), "b": np.array([1]), "c": np.array([-1])}, "split", {"axis": -1}),
+    ("Gather", "x i", {"axis": 1}, {"i": np.array(1)}, "split", {"axis": 1, "start": 1, "step": 1}),
+    ("Slice", "x a b c", {}, {"a": np.array([0]), "b": np.array([1]), "c": np.array([-1])}, "split", {"axis": -1, "start": 0, "step": 1}),
     ("Pad", "x p v", {}, {"p": np.zeros(4, "i8"), "v": np.float32(2)}, "pad", {"value": 2.0}),
     ("Pad", "x p", {"mode": "edge"}, {"p": np.zeros(4, "i8")}, "pad", {"value": None}),
     ("Flatten", "x", {}, {}, "flatten", {"start": 1}),

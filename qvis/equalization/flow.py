@@ -206,7 +206,9 @@ class Flow(Moving):
 
     def _sum(self, node: Node, given: list[Channels]) -> Channels | None:
         """All that is added has the same scale."""
-        bias = self.outputs.get(node.attributes.get("bias_of", ""))
+        layer = self.layers.get(node.attributes.get("bias_of", ""))
+        has_bias = layer is not None and (layer.stored or layer).bias is not None
+        bias = self.outputs.get(layer.name) if layer is not None and has_bias else None
         if node.attributes.get("constant") and bias is not None and len(given) == 1:
             ids = self._vector(given[0], -1)
             if ids is None or len(ids) != len(bias):

@@ -22,8 +22,7 @@ _SAME = {
     "Softmax": "softmax", "HardSwish": "hardswish", "HardSigmoid": "hardsigmoid", "Elu": "elu", "MatMul": "matmul",
     "MaxPool": "max_pool", "GlobalMaxPool": "max_pool", "AveragePool": "avg_pool", "GlobalAveragePool": "avg_pool",
     "Resize": "resize", "Upsample": "resize", "Reshape": "reshape", "Squeeze": "reshape", "Unsqueeze": "reshape",
-    "Identity": "identity", "Cast": "identity", "CastLike": "identity", "Dropout": "dropout", "Attention": "attention",
-    "GroupNormalization": "group_norm", "InstanceNormalization": "group_norm",
+    "Identity": "identity", "Cast": "identity", "CastLike": "identity", "Dropout": "dropout",
 }  # fmt: skip
 """Operators that need no more than a word."""
 _PLACES = {
@@ -33,6 +32,10 @@ _PLACES = {
 """Operators of which only the first input is data: the others are shapes, axes and bounds."""
 _SHAPES = {"Shape", "Size", "NonZero"}
 """Operators whose results are no data any more."""
+_BRANCHING = ("If", "Loop", "Scan", "SequenceMap")
+_DOMAINS = ("", "ai.onnx")
+_FUSED = {"FastGelu", "Gelu", "SimplifiedLayerNormalization"}
+"""Operators of other domains that compute what their names say."""
 _ARITHMETIC = {"Add": "add", "Sum": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
 _NORMS = {
     "LayerNormalization": "layer_norm",
@@ -129,9 +132,15 @@ class _Flow:
         use = self._uses.get(results[0])
         layer = use.layer if use is not None and op in _WEIGHTED else ""
         shown = self._title(node, results[0], op, layer)
+        starts = self._starts(node) if op == "split" and len(node.output) > 1 else {}
         for result in results:
             name = shown if len(results) == 1 or result == results[0] else f"{shown}:{result}"
-            self._add(result, op, inputs, name, layer, attributes, node.name)
+            if result in starts:
+                self._add(result, op, inputs, name, "", {**attributes, **starts[result]}, node.name)
+            elif result == results[0] or op == "split":
+                self._add(result, op, inputs, name, layer, attributes, node.name)
+            else:  # indices, masks and statistics
+                self._add(result, node.op_type, inputs, name, "", {}, node.name)
 
     def _add(
         self,
@@ -185,18 +194,26 @@ class _Flow:
         use = self._uses.get(next(filter(None, node.output)))
         if use is not None:
             return self._weighted(node, use)
+        if node.domain not in _DOMAINS and node.op_type not in _FUSED:
+            return self._foreign(node)
+        if node.op_type in _BRANCHING and self.prepared.inner:
+            return node.op_type, {"layers": tuple(sorted(self.prepared.inner))}
         rule = _RULES.get(node.op_type)
         if rule is not None:
             found = rule(self, node, inputs)
             return (node.op_type, {}) if found is None else found
         if node.op_type in _ARITHMETIC:
             constant = len(inputs) < len(node.input)
-            return _ARITHMETIC[node.op_type], {"constant": constant}
+            layer = self.prepared.added.get(node.output[0])
+            owner = {"bias_of": layer} if layer is not None else {}
+            return _ARITHMETIC[node.op_type], {"constant": constant, **owner}
         return _SAME.get(node.op_type, node.op_type), {}
 
     def _weighted(self, node: Any, use: Use) -> tuple[str, dict[str, Any]]:
         if use.data is None:
             return "embedding", {}
+        if _attribute(node, "activation", "") not in ("", "Relu", "LeakyRelu"):
+            return self._foreign(node)
         bias = len(node.input) > 2 and bool(node.input[2])
         if "Conv" in node.op_type:
             pads = any(_attribute(node, "pads", ())) or _attribute(node, "auto_pad", "").startswith("SAME")
@@ -212,6 +229,12 @@ class _Flow:
             return "linear", {"channel_axis": last, "bias": bias}
         return "matmul", {"channel_axis": last if use.slot == 1 else last - 1}
 
+    def _foreign(self, node: Any) -> tuple[str, dict[str, Any]]:
+        """An operator of another domain, which is not followed; it may use several layers at once."""
+        result = next(filter(None, node.output))
+        layers = tuple(dict.fromkeys(use.layer for use in self.prepared.uses if use.node == result))
+        return f"{node.domain}.{node.op_type}", {"layers": layers} if layers else {}
+
     def batch_norm(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:  # noqa: ARG002
         if any(name not in self.prepared.constants for name in node.input[1:5]) or _attribute(node, "training_mode", 0):
             return None
@@ -225,6 +248,16 @@ class _Flow:
         axes = (axis,) if rank is None else tuple(range(axis % rank, rank))
         shift = len(node.input) > 2 and bool(node.input[2])
         return _NORMS[node.op_type], {"axes": axes, "scale": True, "shift": shift}
+
+    def group_norm(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:  # noqa: ARG002
+        # before version 21 of the operators its factors were those of groups
+        is_whole = node.op_type != "GroupNormalization" or self.prepared.opset() >= 21
+        return "group_norm", {"channel_axis": 1, "scale": is_whole, "shift": is_whole}
+
+    def attention(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:
+        """Of query, key and value, and maybe a mask; not of a cache beside them."""
+        is_plain = all(one in inputs for one in node.input[:3]) and not any(node.input[4:])
+        return ("attention", {}) if is_plain else None
 
     def clip(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:  # noqa: ARG002
         bounds: list[float | None] = []
@@ -244,14 +277,52 @@ class _Flow:
     def gather(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:
         if node.input[0] not in inputs or node.input[1] in inputs:
             return None
+        axis, held = _attribute(node, "axis", 0), self._number(node.input[1])
+        index = np.zeros(0, np.int64) if held is None or held.ndim > 1 else held.reshape(-1)
+        is_run = index.size > 0 and bool(np.all(np.diff(index) == 1)) and (index[0] >= 0 or index.size == 1)
+        return "split", {"axis": axis, "start": int(index[0]), "step": 1} if is_run else {"axis": axis}
+
+    def slice(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:
+        """A part along one axis, where all others stay whole."""
+        starts, ends, axes, steps = (
+            self._integers(node, slot, name) for slot, name in enumerate(("starts", "ends", "axes", "steps"), 1)
+        )
+        if starts is None or ends is None:
+            axis = axes[0] if axes is not None and len(axes) == 1 else None
+            return "split", {"axis": axis}
+        axes = list(range(len(starts))) if axes is None else axes
+        steps = [1] * len(starts) if steps is None else steps
+        if not len(starts) == len(ends) == len(axes) == len(steps):
+            return None
+        sizes = self.prepared.shape_of(inputs[0]) or ()
+        parts: list[tuple[int, int | None, int]] = []
+        for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+            size = sizes[axis] if sizes else None
+            first: int | None = start if start >= 0 else None
+            if size is not None:
+                first = max(0, start + size) if start < 0 else min(start, size)
+            is_whole = first == 0 and step == 1 and end >= (2**31 - 1 if size is None else size)
+            parts += [] if is_whole else [(axis, first, step)]
+        if not parts:
+            return "identity", {}
+        axis, first, step = parts[0]
+        if len(parts) > 1:
+            return "split", {"axis": None}
+        return "split", {"axis": axis, "step": step, **({} if first is None else {"start": first})}
+
+    def split(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:  # noqa: ARG002
         return "split", {"axis": _attribute(node, "axis", 0)}
 
-    def slice(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:  # noqa: ARG002
-        axes = _attribute(node, "axes", None)
-        if axes is None and len(node.input) > 3 and node.input[3]:
-            held = self._number(node.input[3])
-            axes = None if held is None else held.reshape(-1).tolist()
-        return "split", {"axis": int(axes[0]) if axes is not None and len(axes) == 1 else None}
+    def _starts(self, node: Any) -> dict[str, dict[str, int]]:
+        """Where each part of a Split begins, by the names of its results."""
+        axis, whole = _attribute(node, "axis", 0), self.prepared.shape_of(node.input[0])
+        sizes = self._integers(node, 1, "split")
+        if sizes is None and not any(node.input[1:]) and whole is not None:
+            size, count = whole[axis], _attribute(node, "num_outputs", len(node.output))
+            sizes = None if size is None else [-(-size // count)] * count
+        if sizes is None or len(sizes) != len(node.output):
+            return {}
+        return {name: {"start": sum(sizes[:place]), "step": 1} for place, name in enumerate(node.output) if name}
 
     def reshape(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:
         """A flatten where all axes from one on became the last."""
@@ -267,10 +338,7 @@ class _Flow:
 
     def mean(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:
         rank, channels = self._rank(inputs[0]), self._channels.get(inputs[0])
-        axes = _attribute(node, "axes", None)
-        if axes is None and len(node.input) > 1 and node.input[1]:
-            held = self._number(node.input[1])
-            axes = None if held is None else held.reshape(-1).tolist()
+        axes = self._integers(node, 1, "axes")
         if rank is None or channels is None or not axes or channels % rank in {axis % rank for axis in axes}:
             return None
         return "avg_pool", {}
@@ -310,6 +378,14 @@ class _Flow:
             name = node.input[0]
         return None
 
+    def _integers(self, node: Any, slot: int, name: str) -> list[int] | None:
+        """A list that is an attribute in older versions of an operator, and an input in later ones."""
+        if len(node.input) > slot and node.input[slot]:
+            held = self._number(node.input[slot])
+            return None if held is None else [int(one) for one in held.reshape(-1)]
+        given = _attribute(node, name, None)
+        return None if given is None else [int(one) for one in given]
+
     def _channel_axis(self, node: Node, inputs: list[str] | tuple[str, ...]) -> int | None:
         if "channel_axis" in node.attributes:
             return int(node.attributes["channel_axis"])
@@ -326,8 +402,10 @@ class _Flow:
 
 _WEIGHTED = ("conv", "conv_transpose", "linear", "matmul", "embedding")
 _RULES: dict[str, Callable[[_Flow, Any, list[str]], tuple[str, dict[str, Any]] | None]] = {
+    "Attention": _Flow.attention,
     "BatchNormalization": _Flow.batch_norm,
     **dict.fromkeys(_NORMS, _Flow.norm),
+    **dict.fromkeys(("GroupNormalization", "InstanceNormalization"), _Flow.group_norm),
     "Clip": _Flow.clip,
     "Concat": _Flow.concat,
     "Flatten": _Flow.reshape,
@@ -338,7 +416,7 @@ _RULES: dict[str, Callable[[_Flow, Any, list[str]], tuple[str, dict[str, Any]] |
     "ReduceMean": _Flow.mean,
     "Reshape": _Flow.reshape,
     "Slice": _Flow.slice,
-    "Split": lambda flow, node, inputs: ("split", {"axis": _attribute(node, "axis", 0)}),  # noqa: ARG005
+    "Split": _Flow.split,
     "Transpose": _Flow.transpose,
 }
 """Operators that need more than a word; a rule returns None for a use that there is no word for."""

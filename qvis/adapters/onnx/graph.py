@@ -14,7 +14,7 @@ from qvis.adapters.encodings import Array
 from qvis.adapters.matrices import Part, along
 from qvis.adapters.matrices import layer as layer_of
 from qvis.adapters.onnx import names
-from qvis.adapters.onnx.parts import RULES, Node
+from qvis.adapters.onnx.parts import RULES, Inputs, Node
 from qvis.adapters.onnx.passes import Scope, pass_on, scale_of_result
 from qvis.adapters.onnx.tensors import Place, tensor
 from qvis.adapters.values import Grid, Tensor, Value, dequantize, reshape
@@ -52,15 +52,35 @@ _NOT_LEARNED = {
 """Inputs that are no parameters: states, statistics, scales and zero points."""
 _STORED_AS_INTEGERS = {"QLinearConv": (8,), "QGemm": (6,)}
 """Inputs that are parameters although they are integers: biases."""
+_BIASED = ("Conv", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv", "Gemm", "FusedGemm")
+"""Operators that take what they add to their channels as their third input."""
+_PLAIN = ("MatMul", "FusedMatMul", "Gemm")
+"""Operators after which an Add of a vector is what a layer adds to its channels."""
 
 
-def _bias(node: Node, inputs: Sequence[Value | None]) -> Value | None:
-    """What a node adds to its output channels, where that is a constant."""
-    if node.op not in ("Conv", "ConvTranspose", "Gemm") or len(inputs) < 3:
+@dataclass(frozen=True)
+class Bias:
+    """What one use of a layer adds to its output channels."""
+
+    value: Value
+    node: str
+    """The first result of the node that adds it: the layer's own, or an Add after it."""
+    slot: int
+    """Which input of that node it is."""
+
+
+def _bias(node: Node, inputs: Sequence[Value | None]) -> Bias | None:
+    """What a node itself adds to its output channels, where that is a constant."""
+    if node.op not in _BIASED or len(inputs) < 3:
         return None
     value = inputs[2]
-    scaled = node.op == "Gemm" and "beta" in node.attributes and node.attributes["beta"].f != 1
-    return value if value is not None and value.floating and not scaled else None
+    scaled = "Gemm" in node.op and "beta" in node.attributes and node.attributes["beta"].f != 1
+    return Bias(value, _first(node), 2) if value is not None and value.floating and not scaled else None
+
+
+def _first(node: Node) -> str:
+    """The name of a node's first result."""
+    return next(filter(None, node.outputs), "")
 
 
 def _vector(value: Value) -> FloatArray:
@@ -91,6 +111,8 @@ class Walk:
     """Keys of integers in the place of a weight that no rule could turn into numbers."""
     not_learned: set[Hashable] = field(default_factory=set)
     """Keys of floats that are no parameters."""
+    added: dict[tuple[Hashable, str], list[Bias | None]] = field(default_factory=dict)
+    """What each use of a layer adds."""
     taken: dict[str, Hashable] = field(default_factory=dict)
     """Names, and what has them: a tensor, or a node with several matrices."""
     nodes: int = 0
@@ -109,6 +131,7 @@ class Walk:
         for proto in graph.initializer:
             value = Value.of(tensor(proto, self.place), (path, proto.name))
             scope.values[proto.name] = self.constants[value.key] = value
+        scope.results = {one.name for one in graph.output}
         self._nodes([_node(proto, {}) for proto in graph.node], scope, path, depth)
 
     def _nodes(self, nodes: list[Node], scope: Scope, path: str, depth: int) -> None:
@@ -146,7 +169,7 @@ class Walk:
 
     def _call(self, node: Node, function: Any, scope: Scope, inputs: list[Value | None], depth: int) -> None:
         defaults = {proto.name: proto for proto in function.attribute_proto}
-        inner = Scope(None, dict(zip(function.input, inputs, strict=False)))
+        inner = Scope(None, dict(zip(function.input, inputs, strict=False)), results=set(function.output))
         nodes = [_node(proto, {**defaults, **node.attributes}) for proto in function.node]
         self._nodes(nodes, inner, f"{node.domain}::{node.op}", depth + 1)
         for output, result in zip(node.outputs, function.output, strict=False):
@@ -183,7 +206,10 @@ class Walk:
         rule = RULES.get(node.domain, {}).get(node.op)
         parts = list(rule(node, inputs)) if rule is not None else []
         for part in parts:
-            self._add(node, part, _bias(node, inputs))
+            self._add(node, part)
+            self._note_bias(node, part, _bias(node, inputs), scope, inputs)
+        if node.op == "Add" and node.domain in ("", "ai.onnx"):
+            self._note_added(node, scope, inputs)
         known = {part.value.key for part in parts}
         if rule is not None and not any(part.value.floating for part in parts) and node.op != "Gather":
             self.locked |= {value.key for value in inputs if value is not None and not value.floating}
@@ -192,6 +218,32 @@ class Walk:
             if value is not None and plain and value.key not in known and value.key not in self.others:
                 self.others[value.key] = (value, node)
                 self.order.append((value.key, None))
+
+    def _note_bias(self, node: Node, part: Part, bias: Bias | None, scope: Scope, inputs: Inputs) -> None:
+        """What this use of a layer adds; for a plain product an Add may follow."""
+        key = (part.value.key, part.label)
+        uses = self.added.setdefault(key, [])
+        uses.append(bias)
+        is_right = len(inputs) > 1 and inputs[1] is not None and inputs[1].key == part.value.key
+        if node.op in _PLAIN and is_right and len(part.value.shape) == 2 and not any(node.inputs[2:]):
+            rows = part.value.shape[0 if node.integer("transB", 0) else 1]
+            scope.products[_first(node)] = (key, len(uses) - 1, rows)
+
+    def _note_added(self, node: Node, scope: Scope, inputs: Inputs) -> None:
+        """Whether an Add is what a layer before it, which nothing else uses there, adds to its channels."""
+        for slot, value in enumerate(inputs):
+            product = scope.products.get(node.inputs[1 - slot]) if len(inputs) == 2 else None
+            if value is None or not value.floating or product is None or not scope.is_private(node.inputs[1 - slot]):
+                continue
+            key, use, rows = product
+            if value.shape and value.shape[-1] == prod(value.shape) == rows:
+                self.added[key][use] = Bias(value, _first(node), slot)
+
+    def biases(self, key: tuple[Hashable, str]) -> list[Bias]:
+        """Where a layer's bias is, for each of its uses; none where one has no bias, or another."""
+        found = [one for one in self.added.get(key, ()) if one is not None]
+        alike = len({one.value.key for one in found}) == 1 and len(found) == len(self.added[key])
+        return found if alike else []
 
     def _with_scale(self, node: Node, scope: Scope, inputs: list[Value | None]) -> list[Value | None]:
         """The weight of an operator on integers with the scale that its result is multiplied with later."""
@@ -213,7 +265,7 @@ class Walk:
             found = None if found is None else replace(found, notes=(note,))
         return [inputs[0], found, *inputs[2:]]
 
-    def _add(self, node: Node, part: Part, bias: Value | None) -> None:
+    def _add(self, node: Node, part: Part) -> None:
         key = (part.value.key, part.label)
         if not part.value.floating or part.value.tensor.encoding is None or prod(part.value.shape) == 0:
             return
@@ -229,8 +281,7 @@ class Walk:
             self.taken[name] = key
         else:
             name = self._unique(wanted, key)
-        found = layer_of(name, node.op, part)
-        self.layers[key] = found if bias is None else replace(found, bias=partial(_vector, bias))
+        self.layers[key] = layer_of(name, node.op, part)
 
     def _unique(self, wanted: list[str], owner: Hashable) -> str:
         """The first of the names that nobody else has, or that the owner has already."""
@@ -263,7 +314,9 @@ class Walk:
         found: list[Layer] = []
         for key, label in self.order:
             if label is not None:
-                found.append(self.layers[key, label])
+                biases = self.biases((key, label))
+                bias = partial(_vector, biases[0].value) if biases else None
+                found.append(replace(self.layers[key, label], bias=bias))
             elif key not in ruled:
                 layer = self._other(*self.others[key])
                 found += [] if layer is None else [layer]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
+from typing import Any
 
 from qvis.adapters.onnx.parts import Node
 from qvis.adapters.onnx.tensors import TYPES
@@ -20,6 +21,10 @@ class Scope:
     values: dict[str, Value | None] = field(default_factory=dict)
     """None for what is no constant."""
     nodes: list[Node] = field(default_factory=list)
+    results: set[str] = field(default_factory=set)
+    """What is handed on to the outside."""
+    products: dict[str, tuple[tuple[Hashable, str], int, int]] = field(default_factory=dict)
+    """Results of layers to which a bias may be added: the layer's key, which of its uses it is, and its channels."""
 
     def find(self, name: str) -> Value | None:
         """The constant of a name."""
@@ -40,9 +45,24 @@ class Scope:
         """The nodes that take each value."""
         found: dict[str, list[Node]] = {}
         for node in self.nodes:
-            for name in node.inputs:
+            inner = (graph for one in node.attributes.values() for graph in (one.g, *one.graphs))
+            for name in (*node.inputs, *(name for graph in inner for name in captured(graph))):
                 found.setdefault(name, []).append(node)
         return found
+
+    def is_private(self, name: str) -> bool:
+        """Whether a value goes into one node alone, and nowhere else."""
+        return name not in self.results and len(self.users.get(name, ())) == 1
+
+
+def captured(graph: Any) -> Iterator[str]:
+    """What a graph inside a node may take from around it."""
+    yield from (one.name for one in graph.output)
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from captured(inner)
 
 
 def pass_on(node: Node, inputs: Sequence[Value | None]) -> Value | None:

@@ -105,6 +105,10 @@ class Prepared:
     obstacles: dict[str, str] = field(default_factory=dict)
     """Why the weight of a layer cannot be replaced."""
     uses: list[Use] = field(default_factory=list)
+    biases: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
+    """What holds the bias of each layer that has one: nodes, by their first results, and the numbers of their inputs."""
+    inner: set[str] = field(default_factory=set)
+    """Layers that are used inside branches and loops."""
     own_nodes: set[str] = field(default_factory=set)
     """The names of the nodes that the model had itself, outside of functions."""
 
@@ -112,6 +116,16 @@ class Prepared:
     def nodes(self) -> dict[str, Any]:
         """The ``NodeProto`` by the name of its first result."""
         return {next(filter(None, node.output), ""): node for node in self.model.graph.node}
+
+    @cached_property
+    def added(self) -> dict[str, str]:
+        """The layer whose bias an Add adds, by the name of its result."""
+        return {
+            node: layer
+            for layer, slots in self.biases.items()
+            for node, _ in slots
+            if self.nodes[node].op_type == "Add"
+        }
 
     @cached_property
     def constants(self) -> dict[str, Any]:
@@ -190,16 +204,20 @@ def prepare(model: Any, refuse: Callable[[str], QvisError]) -> Prepared:
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
     _lift_constants(proto.graph)
+    _skip_copies(proto.graph)
     walk = _Places(_Numbering(proto))
     walk.graph(walk.place.skeleton)
-    prepared = Prepared(proto, uses=walk.uses, own_nodes=own)
-    for (key, _), layer in walk.layers.items():
+    prepared = Prepared(proto, uses=walk.uses, inner=walk.inner, own_nodes=own)
+    for (key, label), layer in walk.layers.items():
         reason = _obstacle(key, layer, prepared)
         if reason:
             prepared.obstacles[layer.name] = reason
         else:
             assert isinstance(key, tuple)
             prepared.layers[layer.name] = Held(key[1], layer)
+        slots = [(bias.node, bias.slot) for bias in walk.biases((key, label))]
+        if slots and all(node in prepared.nodes for node, _ in slots):
+            prepared.biases[layer.name] = slots
     return prepared
 
 
@@ -242,6 +260,17 @@ def _lift_constants(graph: Any) -> None:
         graph.node.extend(kept)
 
 
+def _skip_copies(graph: Any) -> None:
+    """Let nodes take constants themselves in place of copies of them, as exporters make where constants are equal."""
+    constants = {tensor.name for tensor in graph.initializer}
+    copies: dict[str, str] = {}
+    for node in graph.node:
+        for slot, name in enumerate(node.input):
+            node.input[slot] = copies.get(name, name)
+        if node.op_type == "Identity" and node.domain in ("", "ai.onnx") and node.input[0] in constants:
+            copies[node.output[0]] = node.input[0]
+
+
 def _obstacle(key: Hashable, layer: Layer, prepared: Prepared) -> str:
     path, name = key if isinstance(key, tuple) and len(key) == 2 else ("", "")
     if path != "" or name not in prepared.constants:
@@ -266,6 +295,7 @@ class _Numbering(Live):
         graph = onnx.GraphProto()
         graph.node.extend(proto.graph.node)
         graph.input.extend(proto.graph.input)
+        graph.output.extend(proto.graph.output)
         graph.sparse_initializer.extend(proto.graph.sparse_initializer)
         for tensor in proto.graph.initializer:
             if tensor.data_type in _REAL:
@@ -290,16 +320,17 @@ class _Places(Walk):
 
     place: _Numbering
     uses: list[Use] = field(default_factory=list)
+    inner: set[str] = field(default_factory=set)
 
     def _use(self, node: Node, scope: Scope, inputs: Inputs) -> None:
         super()._use(node, scope, list(inputs))
         rule = RULES.get(node.domain, {}).get(node.op)
-        if rule is None or scope.outer is not None:
-            return
-        for part in rule(node, inputs):
+        for part in rule(node, inputs) if rule is not None else ():
             layer = self.layers.get((part.value.key, part.label))
             slot = _slot(part, inputs)
-            if layer is not None and slot is not None:
+            if layer is not None and scope.outer is not None:
+                self.inner.add(layer.name)
+            elif layer is not None and slot is not None:
                 data, axis = _data(node, slot, inputs)
                 watched = not part.label and (data is not None or node.op == "Gather")
                 name = next(filter(None, node.outputs), "")

@@ -6,7 +6,7 @@ number of a normalization that other nodes use too gets a tensor of its own, so 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +20,9 @@ from qvis.adapters.onnx.prepared import _REAL, LIMIT, Prepared, prepare
 from qvis.adapters.onnx.tensors import TYPES
 from qvis.adapters.rewritten import Rewritten, check_layers, check_stored, express, fitted, precision_notes
 from qvis.errors import BadArgumentError, OutputError, UnsupportedModelError, suggest
-from qvis.layers import FloatArray, Network
+from qvis.layers import FloatArray, Network, Node
 from qvis.rewriting import Rewriting
 
-_BIASED = ("Conv", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv", "Gemm", "FusedGemm")
-"""Operators that take what they add to their channels as their third input."""
 _AFFINE = ("layer_norm", "rms_norm", "group_norm")
 
 Slot = tuple[str, int]
@@ -42,8 +40,8 @@ def rewrite_proto(model: Any, network: Network, rewriting: Rewriting, inplace: b
     network
         What was read of it.
     rewriting
-        The numbers. Biases are those that a Conv or Gemm node takes itself; what an Add node after a MatMul adds is no
-        part of the layer.
+        The numbers. Biases are those that a Conv or Gemm node takes itself, or that an Add node right after a MatMul
+        adds.
     inplace
         Whether to write into a ``ModelProto``. Everything is checked first.
 
@@ -75,17 +73,19 @@ def rewrite_proto(model: Any, network: Network, rewriting: Rewriting, inplace: b
         target = onnx.inliner.inline_local_functions(target)
         notes.append("the functions of the model are inlined, since they hold some of the numbers")
     plan.write(target)
-    return Rewritten(target, (*notes, *precision_notes(plan.rounded)))
+    return Rewritten(target, (*notes, *plan.kept, *precision_notes(plan.rounded)))
 
 
 def affines_of(model: Any) -> dict[str, tuple[FloatArray | None, FloatArray | None]]:
     """Factor and shift of the layer, RMS and group normalizations that hold theirs, by the name of the node."""
     prepared = prepare(model, UnsupportedModelError)
     found: dict[str, tuple[FloatArray | None, FloatArray | None]] = {}
-    for name, result in _affine_results(prepared).items():
+    for name, (shown, result) in _results(prepared).items():
         given = [*prepared.nodes[result].input[1:3], ""][:2]
-        if given[0] in prepared.constants and (not given[1] or given[1] in prepared.constants):
-            factor, shift = (prepared.read(one).astype(np.float32) if one else None for one in given)
+        if not (shown.op in _AFFINE and shown.attributes["scale"] and given[0] in prepared.constants):
+            continue
+        if not given[1] or given[1] in prepared.constants:
+            factor, shift = (prepared.read(one).astype(np.float32).reshape(-1) if one else None for one in given)
             found[name] = (factor, shift)
     return found
 
@@ -135,8 +135,14 @@ class _Plan:
     """Tensors that are added."""
     slots: dict[Slot, str] = field(default_factory=dict)
     """Inputs of nodes that are to be those."""
+    factors: dict[Slot, tuple[str, str]] = field(default_factory=dict)
+    """Inputs of nodes that are to be multiplied by added tensors, with the layers that they enter."""
+    relus: list[str] = field(default_factory=list)
+    """Nodes that are to become Relu."""
     rounded: dict[str, list[str]] = field(default_factory=dict)
     """By type, what it cannot hold exactly."""
+    kept: list[str] = field(default_factory=list)
+    """What is left as it is, and why."""
 
     def add(self, network: Network, rewriting: Rewriting) -> None:
         """Take in all that is asked for."""
@@ -150,47 +156,29 @@ class _Plan:
         reasons = {**dict.fromkeys(held.values(), left), **self.prepared.obstacles}
         known = [name for name, layer in held.items() if layer in self.prepared.layers]
         check_layers(network, "weights", rewriting.weights, known, reasons)
-        check_layers(network, "biases", rewriting.biases, [name for name in known if self._bias_slots(held[name])])
+        check_layers(network, "biases", rewriting.biases, [name for name in known if held[name] in self.prepared.biases])
         for name, matrix in rewriting.weights.items():
             place = self.prepared.layers[held[name]]
             before = self._now(place.tensor)
             matrix = fitted("weights", name, matrix, place.shape)
             with np.errstate(over="ignore"):
                 after = place.write(matrix, before)
-            self._check("weights", name, matrix, place.take(after), place.tensor)
+            kind = self.prepared.constants[place.tensor].data_type
+            self._check("weights", name, matrix, place.take(after), kind)
             self.stored[place.tensor] = after
         for name, bias in rewriting.biases.items():
-            self._add_bias(name, self._bias_slots(held[name]), bias)
+            rows = self.prepared.layers[held[name]].shape[0]
+            slots = self.prepared.biases[held[name]]
+            self._put("biases", name, slots, fitted("biases", name, bias, (rows,)), f"{name}.bias")
         self._add_norms(rewriting)
         self._add_affines(rewriting)
+        self._add_relus(rewriting)
+        check_layers(network, "multiplies", rewriting.multiplies, known, reasons)
+        for name, factors in rewriting.multiplies.items():
+            self._add_factors(name, held[name], factors)
 
     # -----------------------------------------------------------------------------------------------------------------
-    # Biases and normalizations
-
-    def _bias_slots(self, layer: str) -> list[Slot]:
-        """The inputs that are the bias of a layer; none where one of its uses has none."""
-        found: list[Slot] = []
-        for use in self.prepared.uses:
-            if use.layer == layer:
-                node = self.prepared.nodes[use.node]
-                given = node.input[2] if len(node.input) > 2 else ""
-                if node.op_type not in _BIASED or use.slot != 1 or given not in self.prepared.constants:
-                    return []
-                found.append((use.node, 2))
-        return found
-
-    def _add_bias(self, name: str, slots: list[Slot], bias: FloatArray) -> None:
-        nodes = [self.prepared.nodes[node] for node, _ in slots]
-        if len({node.input[2] for node in nodes}) > 1:
-            raise BadArgumentError(f"biases: {name!r} is used {len(nodes)} times with biases that differ; leave it out")
-        factors = [one.f for node in nodes for one in node.attribute if one.name == "beta"]
-        if any(factor != 1 for factor in factors):
-            raise BadArgumentError(f"biases: {name!r} multiplies its bias by {factors[0]:.4g} (beta); leave it out")
-        rows = self.prepared.layers[self._layer_at(slots[0])].shape[0]
-        self._put("biases", name, slots, fitted("biases", name, bias, (rows,)), f"{name}.bias")
-
-    def _layer_at(self, slot: Slot) -> str:
-        return next(use.layer for use in self.prepared.uses if use.node == slot[0])
+    # Normalizations
 
     def _add_norms(self, rewriting: Rewriting) -> None:
         if not rewriting.norms:
@@ -210,13 +198,11 @@ class _Plan:
                 self._put("norms", name, [(one, slot) for one in results], numbers[part], f"{name}.{part}")
 
     def _add_affines(self, rewriting: Rewriting) -> None:
-        if not rewriting.affines:
-            return
-        results = _affine_results(self.prepared)
+        known = {name: result for name, (shown, result) in self._shown.items() if shown.op in _AFFINE}
         for name, pair in rewriting.affines.items():
-            if name not in results:
-                raise BadArgumentError(f"affines: no normalization is called {name!r}{suggest(name, results)}")
-            node = self.prepared.nodes[results[name]]
+            if name not in known:
+                raise BadArgumentError(f"affines: no normalization is called {name!r}{suggest(name, known)}")
+            node = self.prepared.nodes[known[name]]
             for slot, numbers in enumerate(pair, 1):
                 if numbers is None:
                     continue
@@ -225,7 +211,50 @@ class _Plan:
                 if given not in self.prepared.constants:
                     what = "is computed" if given else "does not exist; give None for it"
                     raise BadArgumentError(f"affines: the {part} of {name!r} {what}")
-                self._put("affines", name, [(results[name], slot)], numbers, f"{name}.{part}")
+                self._put("affines", name, [(known[name], slot)], numbers, f"{name}.{part}")
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Operations
+
+    @cached_property
+    def _shown(self) -> Mapping[str, tuple[Node, str]]:
+        return _results(self.prepared)
+
+    def _add_relus(self, rewriting: Rewriting) -> None:
+        for name in rewriting.unclipped:
+            if name not in self._shown:
+                raise BadArgumentError(f"unclipped: no operation is called {name!r}{suggest(name, self._shown)}")
+            shown, result = self._shown[name]
+            if shown.op == "clip" and shown.attributes["low"] == 0:
+                self.relus.append(result)
+            else:
+                self.kept.append(f"{name}: stays as it is, since it is no clip from 0 on that could be a ReLU")
+
+    def _add_factors(self, name: str, layer: str, factors: FloatArray) -> None:
+        """Multiply what enters a layer, in all of its calls."""
+        uses = [use for use in self.prepared.uses if use.layer == layer]
+        linear = {result for shown, result in self._shown.values() if shown.op == "linear"}
+        if layer in self.prepared.inner or not uses or any(use.node not in linear for use in uses):
+            why = "is used inside a branch or a loop" if layer in self.prepared.inner else "is no linear layer"
+            raise BadArgumentError(f"multiplies: {name!r} {why}, so that its input cannot be multiplied; leave it out")
+        if self.prepared.opset() < 7:
+            raise BadArgumentError(
+                f"multiplies: {name!r} is in a model of opset {self.prepared.opset()}, in which Mul takes no vector; "
+                "convert it with onnx.version_converter, to opset 7 or later"
+            )
+        factors = fitted("multiplies", name, factors, (self.prepared.layers[layer].shape[1],))
+        made: dict[int, str] = {}
+        for use in uses:
+            assert use.data is not None
+            inputs = self.prepared.nodes[use.node].input
+            known = next((one for one in (inputs[use.data], inputs[use.slot]) if one in self.prepared.infos), "")
+            kind = self.prepared.type_of(known)
+            if kind not in _REAL:
+                what = TYPES.get(kind, f"type {kind}")
+                raise BadArgumentError(f"multiplies: the input of {name!r} is {what}; give the model in float32")
+            if kind not in made:
+                made[kind] = self._own(f"{name}.multiply", self._stored("multiplies", name, factors, kind))
+            self.factors[use.node, use.data] = (made[kind], name)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Tensors
@@ -249,30 +278,42 @@ class _Plan:
         """New numbers for some inputs that are one tensor: where it is, if nothing else uses it."""
         node, index = slots[0]
         source = self.prepared.nodes[node].input[index]
-        proto = self.prepared.constants[source]
-        wanted, shape = np.asarray(numbers), tuple(proto.dims)
+        known = self.prepared.shape_of(source) or ()
+        wanted, shape = np.asarray(numbers), tuple(size or 0 for size in known)
         if wanted.size == int(np.prod(shape)):
             wanted = wanted.reshape(shape)
-        elif argument != "biases":
+        elif argument == "norms":
             fitted(argument, name, wanted, shape)
-        with np.errstate(over="ignore"):
-            stored = wanted.astype(_REAL[proto.data_type])
-        self._check(argument, name, wanted, stored, source)
-        if set(self._users[source]) <= set(slots) and stored.shape == shape and source not in self.stored:
+        stored = self._stored(argument, name, wanted, self.prepared.type_of(source))
+        is_here = source in self.prepared.constants and source not in self.stored and stored.shape == shape
+        if is_here and set(self._users[source]) <= set(slots):
             self.stored[source] = stored
-            return
-        made = {one for node in self.prepared.model.graph.node for one in node.output}
-        taken = self._users.keys() | self.prepared.constants.keys() | made | self.own.keys()
-        numbered = (title, *(f"{title}#{number}" for number in range(2, len(taken) + 3)))
-        new = next(one for one in numbered if one not in taken)
-        self.own[new] = stored
-        self.slots.update(dict.fromkeys(slots, new))
+        else:
+            self.slots.update(dict.fromkeys(slots, self._own(title, stored)))
 
-    def _check(self, argument: str, name: str, wanted: Array, stored: Array, tensor: str) -> None:
-        number = self.prepared.constants[tensor].data_type
-        kept = check_stored(argument, name, wanted, stored, TYPES[number])
-        if not kept and number == 10:
-            self.rounded.setdefault(TYPES[number], []).append(name)
+    def _own(self, title: str, stored: Array) -> str:
+        """Add a tensor; returns its name."""
+        name = _unused(title, self._taken)
+        self._taken.add(name)
+        self.own[name] = stored
+        return name
+
+    @cached_property
+    def _taken(self) -> set[str]:
+        """The names of all values."""
+        made = {one for node in self.prepared.model.graph.node for one in node.output}
+        return {*self._users, *self.prepared.constants, *made, *(one.name for one in self.prepared.inputs)}
+
+    def _stored(self, argument: str, name: str, wanted: Array, kind: int) -> Array:
+        """The numbers in one of ONNX's types."""
+        with np.errstate(over="ignore"):
+            stored: Array = wanted.astype(_REAL[kind])
+        self._check(argument, name, wanted, stored, kind)
+        return stored
+
+    def _check(self, argument: str, name: str, wanted: Array, stored: Array, kind: int) -> None:
+        if not check_stored(argument, name, wanted, stored, TYPES[kind]) and kind == 10:
+            self.rounded.setdefault(TYPES[kind], []).append(name)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Writing
@@ -280,10 +321,11 @@ class _Plan:
     def fits(self, model: Any) -> bool:
         """Whether a model has all that is to be written outside of functions."""
         tensors, nodes = _tensors(model.graph), _nodes(model.graph)
+        changed = {*(node for node, _ in (*self.slots, *self.factors)), *self.relus}
         # a node of the model that calls a function may have the result of one inside it
         known = (
             node in nodes and (nodes[node].op_type, nodes[node].domain) == (inner.op_type, inner.domain)
-            for node, inner in ((node, self.prepared.nodes[node]) for node, _ in self.slots)
+            for node, inner in ((node, self.prepared.nodes[node]) for node in changed)
         )
         return all(name in tensors for name in self.stored) and all(known)
 
@@ -296,19 +338,53 @@ class _Plan:
             _replace(tensors[name], array)
         for (node, index), name in self.slots.items():
             nodes[node].input[index] = name
+        for node in self.relus:
+            nodes[node].op_type = "Relu"
+            del nodes[node].input[1:], nodes[node].attribute[:]
         for name, array in self.own.items():
             model.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
             if model.ir_version < 4:  # where initializers had to be inputs
                 info = onnx.helper.make_tensor_value_info(name, _type_of(array), list(array.shape))
                 model.graph.input.append(info)
+        self._multiply(model.graph, nodes)
+
+    def _multiply(self, graph: Any, nodes: Mapping[str, Any]) -> None:
+        """Put a Mul before the inputs that are to be multiplied."""
+        import onnx
+
+        infos = {one.name: one for part in (graph.input, graph.value_info) for one in part}
+        taken = {node.name for node in graph.node}
+        before: dict[str, list[Any]] = {}
+        for (node, index), (factors, layer) in self.factors.items():
+            given, result = nodes[node].input[index], _unused(f"{layer}.multiplied", self._taken)
+            title = _unused(f"{layer}.multiply", taken)
+            self._taken.add(result)
+            taken.add(title)
+            before.setdefault(node, []).append(onnx.helper.make_node("Mul", [given, factors], [result], title))
+            nodes[node].input[index] = result
+            if given in infos:
+                info = graph.value_info.add()
+                info.CopyFrom(infos[given])
+                info.name = result
+        if before:
+            ordered = [one for name, node in nodes.items() for one in (*before.get(name, ()), node)]
+            copies = [onnx.NodeProto.FromString(one.SerializeToString()) for one in ordered]
+            del graph.node[:]
+            graph.node.extend(copies)
 
 
-def _affine_results(prepared: Prepared) -> dict[str, str]:
-    """The first result of each layer, RMS and group normalization, by the name of its node in the graph."""
+def _results(prepared: Prepared) -> dict[str, tuple[Node, str]]:
+    """The first result of each node of the graph, by the name that it has there."""
     flow = _Flow(prepared)
     flow.walk()
-    known = {node.name for node in flow.nodes if node.op in _AFFINE}
-    return {name: result for result, name in flow._makers.items() if name in known and result in prepared.nodes}
+    shown = {node.name: node for node in flow.nodes}
+    return {name: (shown[name], one) for one, name in flow._makers.items() if one in prepared.nodes}
+
+
+def _unused(title: str, taken: Collection[str]) -> str:
+    """The title, or with a number behind it where that is taken."""
+    numbered = (title, *(f"{title}#{number}" for number in range(2, len(taken) + 3)))
+    return next(one for one in numbered if one not in taken)
 
 
 def _type_of(array: Array) -> int:
