@@ -67,7 +67,8 @@ def find_folds(graph: Graph, network: Network) -> tuple[tuple[Fold, ...], dict[s
         How data flows. The node of a layer may have the attributes ``bias`` (whether something is added to its
         channels), ``transposed`` (the rows of the layer's matrix are inputs), ``computed`` (the weight that is applied
         is made from the layer's), ``layers`` (several that it applies) and ``columns`` (see :func:`input_channels`);
-        that of an ``add`` of a constant ``bias_of`` (the layer whose bias this is); that of a normalization ``shift`` (whether it has one, true by default).
+        that of an ``add`` of a constant ``bias_of`` (the layer whose bias this is); that of a normalization ``shift``
+        (whether it has one, true by default).
     network
         The layers whose weights the nodes apply.
 

@@ -99,6 +99,10 @@ def numbered(*values: float) -> np.ndarray:
     return np.array(values, np.float32)
 
 
+def slicing(start: int, end: int, axis: int) -> dict[str, np.ndarray]:
+    return {"a": np.array([start]), "b": np.array([end]), "c": np.array([axis])}
+
+
 CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], str, dict[str, Any]]] = [
     ("Relu", "x", {}, {}, "relu", {}),
     ("LeakyRelu", "x", {"alpha": 0.25}, {}, "leaky_relu", {"slope": 0.25}),
@@ -112,7 +116,7 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], str, dict[str, Any]]
     ("Concat", "x x", {"axis": -1}, {}, "concat", {"axis": -1, "constant": False}),
     ("Transpose", "x", {}, {}, "transpose", {"axes": (1, 0)}),
     ("Gather", "x i", {"axis": 1}, {"i": np.array(1)}, "split", {"axis": 1, "start": 1, "step": 1}),
-    ("Slice", "x a b c", {}, {"a": np.array([0]), "b": np.array([1]), "c": np.array([-1])}, "split", {"axis": -1, "start": 0, "step": 1}),
+    ("Slice", "x a b c", {}, slicing(0, 1, -1), "split", {"axis": -1, "start": 0, "step": 1}),
     ("Pad", "x p v", {}, {"p": np.zeros(4, "i8"), "v": np.float32(2)}, "pad", {"value": 2.0}),
     ("Pad", "x p", {"mode": "edge"}, {"p": np.zeros(4, "i8")}, "pad", {"value": None}),
     ("Flatten", "x", {}, {}, "flatten", {"start": 1}),

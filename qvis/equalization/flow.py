@@ -41,6 +41,8 @@ class Flow(Moving):
         self.writable = affines
         self.multiplied: dict[str, tuple[IntArray, IntArray]] = dict.fromkeys(multiplied, _NOTHING)
         """By layer with a multiplication of its own before it: what reaches that, and what enters the layer."""
+        self.shares_tensors = network.framework.startswith("ONNX")
+        """Whether a weight of several names is one tensor, which all that use it take from one place."""
         self.tensors: dict[str, Channels] = {}
         self.outputs: dict[str, IntArray] = {}
         self.inputs: dict[str, IntArray] = {}
@@ -96,7 +98,7 @@ class Flow(Moving):
         """The layers whose weights cannot be scaled, and why."""
         forms: dict[str, tuple[object, ...]] = {}
         for layer in self.layers.values():
-            if layer.aliases:
+            if layer.aliases and not self.shares_tensors:
                 yield layer.name, f"the weight of {layer.name!r} is held under several names"
         for node in self.graph.nodes:
             for name in node.attributes.get("layers", ()):

@@ -67,7 +67,9 @@ def read(model: Any) -> Network:
 
 
 def graph(model: Any, example: Batch | None = None) -> Graph:
-    """How data flows through the model; ``example`` gives sizes that the model leaves open, and is not run.
+    """How data flows through the model; ``example`` gives sizes that the model leaves open.
+
+    The model is run on it only where it computes shapes in a way that cannot be followed.
 
     Raises
     ------

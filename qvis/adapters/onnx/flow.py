@@ -11,7 +11,8 @@ import numpy as np
 
 from qvis.adapters.encodings import Array
 from qvis.adapters.onnx import names
-from qvis.adapters.onnx.prepared import Prepared, Use, prepare
+from qvis.adapters.onnx.measured import measure
+from qvis.adapters.onnx.prepared import Prepared, Use, attribute, norm_names, prepare
 from qvis.errors import NoGraphError
 from qvis.layers import Graph, Node, Norm
 from qvis.running import Batch
@@ -46,33 +47,22 @@ _MOVING = {"reshape", "flatten", "split", "concat", "pad", "attention"}
 
 
 def graph_of(model: Any, example: Batch | None = None) -> Graph:
-    """How data flows through an ONNX model, with shapes for the samples of ``example`` where it is given."""
+    """How data flows through an ONNX model, with shapes for the samples of ``example`` where it is given.
+
+    The model is only run on them where it computes shapes in a way that ONNX's own rules do not follow.
+    """
     prepared = prepare(model, lambda message: NoGraphError(f"no graph: {message.removeprefix('model: ')}"))
     if example is not None:
         _give_shapes(prepared, example)
     flow = _Flow(prepared)
     flow.walk()
+    if example is not None and (flow.shapeless or flow.computed):
+        measure(prepared, example, flow.shapeless, flow.computed)
+        flow = _Flow(prepared)
+        flow.walk()
     unnamed = sum(not node.name for node in prepared.model.graph.node)
     source = "ONNX graph" + (f", in which {count(unnamed, 'node')} bear no name" if unnamed else "")
     return Graph(tuple(_needed(flow.nodes)), flow.norms, source)
-
-
-def norm_names(prepared: Prepared) -> dict[str, str]:
-    """What each BatchNormalization is called, by the name of its result: its module's name where the graph tells it.
-
-    Nodes with the same numbers have the same name.
-    """
-    found: dict[str, str] = {}
-    owners: dict[str, tuple[Any, ...]] = {}
-    for result, node in prepared.nodes.items():
-        if node.op_type == "BatchNormalization":
-            owner = (*node.input[1:5], _attribute(node, "epsilon", 1e-5))
-            wanted = names.of_tensor(node.input[1]) or node.name or result
-            numbered = (f"{wanted}#{number}" for number in range(2, len(owners) + 3))
-            name = next(one for one in (wanted, *numbered) if owners.get(one, owner) == owner)
-            owners[name] = owner
-            found[result] = name
-    return found
 
 
 def _give_shapes(prepared: Prepared, example: Batch) -> None:
@@ -98,6 +88,10 @@ class _Flow:
     prepared: Prepared
     nodes: list[Node] = field(default_factory=list)
     norms: dict[str, Norm] = field(default_factory=dict)
+    shapeless: list[str] = field(default_factory=list)
+    """The values whose shapes are not known."""
+    computed: list[str] = field(default_factory=list)
+    """Sizes and places that are not known, since they are computed."""
     _makers: dict[str, str] = field(default_factory=dict)
     """The node that a value comes from."""
     _channels: dict[str, int] = field(default_factory=dict)
@@ -106,6 +100,7 @@ class _Flow:
 
     def __post_init__(self) -> None:
         self._uses: dict[str, Use] = {use.node: use for use in reversed(self.prepared.uses) if use.watched}
+        self._held = {held.tensor: name for name, held in self.prepared.layers.items()}
         self._norm_names = norm_names(self.prepared)
         self._reserved = {use.layer for use in self._uses.values()} | set(self._norm_names.values())
 
@@ -179,8 +174,11 @@ class _Flow:
         return chosen
 
     def _shape(self, name: str) -> tuple[int, ...]:
-        sizes = self.prepared.shape_of(name) or ()
-        return tuple(size for size in sizes if size is not None) if None not in sizes else ()
+        sizes = self.prepared.shape_of(name)
+        if sizes is None or None in sizes:
+            self.shapeless.append(name)
+            return ()
+        return tuple(size for size in sizes if size is not None)
 
     def _rank(self, name: str) -> int | None:
         sizes = self.prepared.shape_of(name)
@@ -193,11 +191,13 @@ class _Flow:
         """The word for a node, and its attributes."""
         use = self._uses.get(next(filter(None, node.output)))
         if use is not None:
-            return self._weighted(node, use)
+            word, attributes = self._weighted(node, use)
+            return word, {**attributes, "transposed": True} if use.turned else attributes
         if node.domain not in _DOMAINS and node.op_type not in _FUSED:
             return self._foreign(node)
-        if node.op_type in _BRANCHING and self.prepared.inner:
-            return node.op_type, {"layers": tuple(sorted(self.prepared.inner))}
+        held = self.prepared.inner if node.op_type in _BRANCHING else self._held.keys() & set(node.input)
+        if held:
+            return node.op_type, {"layers": tuple(sorted(self._held.get(one, one) for one in held))}
         rule = _RULES.get(node.op_type)
         if rule is not None:
             found = rule(self, node, inputs)
@@ -212,12 +212,12 @@ class _Flow:
     def _weighted(self, node: Any, use: Use) -> tuple[str, dict[str, Any]]:
         if use.data is None:
             return "embedding", {}
-        if _attribute(node, "activation", "") not in ("", "Relu", "LeakyRelu"):
+        if attribute(node, "activation", "") not in ("", "Relu", "LeakyRelu"):
             return self._foreign(node)
         bias = len(node.input) > 2 and bool(node.input[2])
         if "Conv" in node.op_type:
-            pads = any(_attribute(node, "pads", ())) or _attribute(node, "auto_pad", "").startswith("SAME")
-            groups = _attribute(node, "group", 1)
+            pads = any(attribute(node, "pads", ())) or attribute(node, "auto_pad", "").startswith("SAME")
+            groups = attribute(node, "group", 1)
             axis = -1 if node.op_type.startswith("Nhwc") else 1
             if "Transpose" in node.op_type:
                 return "conv_transpose", {"groups": groups, "channel_axis": axis, "bias": bias}
@@ -236,15 +236,15 @@ class _Flow:
         return f"{node.domain}.{node.op_type}", {"layers": layers} if layers else {}
 
     def batch_norm(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:  # noqa: ARG002
-        if any(name not in self.prepared.constants for name in node.input[1:5]) or _attribute(node, "training_mode", 0):
+        if any(name not in self.prepared.constants for name in node.input[1:5]) or attribute(node, "training_mode", 0):
             return None
         name = self._norm_names[node.output[0]]
         scale, shift, mean, variance = map(self.prepared.read, node.input[1:5])
-        self.norms[name] = Norm(name, mean, variance, scale, shift, _attribute(node, "epsilon", 1e-5))
+        self.norms[name] = Norm(name, mean, variance, scale, shift, attribute(node, "epsilon", 1e-5))
         return "batch_norm", {"channel_axis": 1}
 
     def norm(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:
-        rank, axis = self._rank(inputs[0]), _attribute(node, "axis", -1)
+        rank, axis = self._rank(inputs[0]), attribute(node, "axis", -1)
         axes = (axis,) if rank is None else tuple(range(axis % rank, rank))
         shift = len(node.input) > 2 and bool(node.input[2])
         return _NORMS[node.op_type], {"axes": axes, "scale": True, "shift": shift}
@@ -263,7 +263,7 @@ class _Flow:
         bounds: list[float | None] = []
         for slot, name in ((1, "min"), (2, "max")):
             held = self._number(node.input[slot]) if len(node.input) > slot and node.input[slot] else None
-            given = _attribute(node, name, None)
+            given = attribute(node, name, None)
             if held is None and len(node.input) > slot and node.input[slot]:
                 return None
             bounds.append(given if held is None else float(held))
@@ -277,7 +277,7 @@ class _Flow:
     def gather(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:
         if node.input[0] not in inputs or node.input[1] in inputs:
             return None
-        axis, held = _attribute(node, "axis", 0), self._number(node.input[1])
+        axis, held = attribute(node, "axis", 0), self._number(node.input[1])
         index = np.zeros(0, np.int64) if held is None or held.ndim > 1 else held.reshape(-1)
         is_run = index.size > 0 and bool(np.all(np.diff(index) == 1)) and (index[0] >= 0 or index.size == 1)
         return "split", {"axis": axis, "start": int(index[0]), "step": 1} if is_run else {"axis": axis}
@@ -311,18 +311,23 @@ class _Flow:
         return "split", {"axis": axis, "step": step, **({} if first is None else {"start": first})}
 
     def split(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:  # noqa: ARG002
-        return "split", {"axis": _attribute(node, "axis", 0)}
+        return "split", {"axis": attribute(node, "axis", 0)}
 
     def _starts(self, node: Any) -> dict[str, dict[str, int]]:
         """Where each part of a Split begins, by the names of its results."""
-        axis, whole = _attribute(node, "axis", 0), self.prepared.shape_of(node.input[0])
+        axis, whole = attribute(node, "axis", 0), self.prepared.shape_of(node.input[0])
         sizes = self._integers(node, 1, "split")
         if sizes is None and not any(node.input[1:]) and whole is not None:
-            size, count = whole[axis], _attribute(node, "num_outputs", len(node.output))
+            size, count = whole[axis], attribute(node, "num_outputs", len(node.output))
             sizes = None if size is None else [-(-size // count)] * count
         if sizes is None or len(sizes) != len(node.output):
             return {}
         return {name: {"start": sum(sizes[:place]), "step": 1} for place, name in enumerate(node.output) if name}
+
+    def expand(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:
+        """Repeating places is what enlarging an image by its nearest pixels does too."""
+        rank = self._rank(inputs[0])
+        return None if rank is None or rank != self._rank(node.output[0]) else ("resize", {})
 
     def reshape(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:
         """A flatten where all axes from one on became the last."""
@@ -332,7 +337,7 @@ class _Flow:
             merged = before[start:]
             if None not in merged and after[-1] == prod(size for size in merged if size is not None):
                 return "flatten", {"start": start}
-        if node.op_type == "Flatten" and _attribute(node, "axis", 1) == 1:
+        if node.op_type == "Flatten" and attribute(node, "axis", 1) == 1:
             return "flatten", {"start": 1}
         return "reshape", {}
 
@@ -344,24 +349,33 @@ class _Flow:
         return "avg_pool", {}
 
     def pad(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:  # noqa: ARG002
-        if _attribute(node, "mode", "constant") != "constant":
+        if attribute(node, "mode", "constant") != "constant":
             return "pad", {"value": None}
         held = self._number(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-        return "pad", {"value": _attribute(node, "value", 0.0) if held is None else float(held.reshape(-1)[0])}
+        return "pad", {"value": attribute(node, "value", 0.0) if held is None else float(held.reshape(-1)[0])}
 
     def transpose(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:
         rank = self._rank(inputs[0])
-        order = _attribute(node, "perm", None if rank is None else range(rank - 1, -1, -1))
+        order = attribute(node, "perm", None if rank is None else range(rank - 1, -1, -1))
         return None if order is None else ("transpose", {"axes": tuple(order)})
 
     def concat(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:
-        return "concat", {"axis": _attribute(node, "axis", 0), "constant": len(inputs) < len(node.input)}
+        return "concat", {"axis": attribute(node, "axis", 0), "constant": len(inputs) < len(node.input)}
 
     # -----------------------------------------------------------------------------------------------------------------
     # What is known of values
 
     def _number(self, name: str) -> Array | None:
-        """The numbers of a small constant, which may have been cast or reshaped."""
+        """The numbers of a small constant, which may have been cast or reshaped, or was measured."""
+        if name in self.prepared.numbers:
+            return self.prepared.numbers[name]
+        if name not in self._makers:
+            found = self._constant(name)
+            self.computed += [name] if found is None else []
+            return found
+        return None
+
+    def _constant(self, name: str) -> Array | None:
         import onnx
 
         for _ in range(5):
@@ -383,7 +397,7 @@ class _Flow:
         if len(node.input) > slot and node.input[slot]:
             held = self._number(node.input[slot])
             return None if held is None else [int(one) for one in held.reshape(-1)]
-        given = _attribute(node, name, None)
+        given = attribute(node, name, None)
         return None if given is None else [int(one) for one in given]
 
     def _channel_axis(self, node: Node, inputs: list[str] | tuple[str, ...]) -> int | None:
@@ -408,9 +422,10 @@ _RULES: dict[str, Callable[[_Flow, Any, list[str]], tuple[str, dict[str, Any]] |
     **dict.fromkeys(("GroupNormalization", "InstanceNormalization"), _Flow.group_norm),
     "Clip": _Flow.clip,
     "Concat": _Flow.concat,
+    "Expand": _Flow.expand,
     "Flatten": _Flow.reshape,
     "Gather": _Flow.gather,
-    "LeakyRelu": lambda flow, node, inputs: ("leaky_relu", {"slope": _attribute(node, "alpha", 0.01)}),  # noqa: ARG005
+    "LeakyRelu": lambda flow, node, inputs: ("leaky_relu", {"slope": attribute(node, "alpha", 0.01)}),  # noqa: ARG005
     "PRelu": _Flow.prelu,
     "Pad": _Flow.pad,
     "ReduceMean": _Flow.mean,
@@ -422,20 +437,10 @@ _RULES: dict[str, Callable[[_Flow, Any, list[str]], tuple[str, dict[str, Any]] |
 """Operators that need more than a word; a rule returns None for a use that there is no word for."""
 
 
-def _attribute(node: Any, name: str, default: Any) -> Any:
-    import onnx
-
-    for one in node.attribute:
-        if one.name == name:
-            value = onnx.helper.get_attribute_value(one)
-            return value.decode() if isinstance(value, bytes) else value
-    return default
-
-
 def _captured(node: Any) -> Iterator[str]:
     """What the branches of a node take from around it."""
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
+    for one in node.attribute:
+        for graph in (one.g, *one.graphs):
             for inner in graph.node:
                 yield from inner.input
                 yield from _captured(inner)

@@ -13,6 +13,7 @@ import numpy as np
 
 from qvis.adapters.encodings import Array
 from qvis.adapters.matrices import Part
+from qvis.adapters.onnx import names
 from qvis.adapters.onnx.graph import Walk
 from qvis.adapters.onnx.parts import RULES, Inputs, Node
 from qvis.adapters.onnx.passes import Scope
@@ -46,6 +47,8 @@ class Use:
     """Whether what enters and leaves the node is all that the layer does."""
     places: Callable[[], Array] = field(repr=False, compare=False)
     """Returns the places in the stored tensor of the numbers that arrive at the node, in the shape they have there."""
+    turned: bool = False
+    """Whether the layer's rows are other channels here than at its first use."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +109,13 @@ class Prepared:
     """Why the weight of a layer cannot be replaced."""
     uses: list[Use] = field(default_factory=list)
     biases: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
-    """What holds the bias of each layer that has one: nodes, by their first results, and the numbers of their inputs."""
+    """What holds the bias of each layer that has one: nodes, by their first results, and the numbers of inputs."""
     inner: set[str] = field(default_factory=set)
     """Layers that are used inside branches and loops."""
+    sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Shapes of values that were measured."""
+    numbers: dict[str, Array] = field(default_factory=dict)
+    """Values that were measured, and that are the same for all inputs of the same shapes."""
     own_nodes: set[str] = field(default_factory=set)
     """The names of the nodes that the model had itself, outside of functions."""
 
@@ -158,6 +165,8 @@ class Prepared:
 
     def shape_of(self, name: str) -> tuple[int | None, ...] | None:
         """The sizes of a value, None for one that is not known."""
+        if name in self.sizes:
+            return self.sizes[name]
         info = self.infos.get(name)
         if info is None or not info.tensor_type.HasField("shape"):
             return None
@@ -282,6 +291,35 @@ def _obstacle(key: Hashable, layer: Layer, prepared: Prepared) -> str:
     return ""
 
 
+def norm_names(prepared: Prepared) -> dict[str, str]:
+    """What each BatchNormalization is called, by the name of its result: its module's name where the graph tells it.
+
+    Nodes with the same numbers have the same name.
+    """
+    found: dict[str, str] = {}
+    owners: dict[str, tuple[Any, ...]] = {}
+    for result, node in prepared.nodes.items():
+        if node.op_type == "BatchNormalization":
+            owner = (*node.input[1:5], attribute(node, "epsilon", 1e-5))
+            wanted = names.of_tensor(node.input[1]) or node.name or result
+            numbered = (f"{wanted}#{number}" for number in range(2, len(owners) + 3))
+            name = next(one for one in (wanted, *numbered) if owners.get(one, owner) == owner)
+            owners[name] = owner
+            found[result] = name
+    return found
+
+
+def attribute(node: Any, name: str, default: Any) -> Any:
+    """An attribute of a node, in Python's own types."""
+    import onnx
+
+    for one in node.attribute:
+        if one.name == name:
+            value = onnx.helper.get_attribute_value(one)
+            return value.decode() if isinstance(value, bytes) else value
+    return default
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The places of numbers
 
@@ -334,7 +372,13 @@ class _Places(Walk):
                 data, axis = _data(node, slot, inputs)
                 watched = not part.label and (data is not None or node.op == "Gather")
                 name = next(filter(None, node.outputs), "")
-                self.uses.append(Use(layer.name, name, slot, data, axis, watched, part.value.read))
+                turned = self._is_turned(part, layer)
+                self.uses.append(Use(layer.name, name, slot, data, axis, watched, part.value.read, turned))
+
+    def _is_turned(self, part: Part, layer: Layer) -> bool:
+        if not any(use.layer == layer.name for use in self.uses):
+            return False
+        return not np.array_equal(part.view(part.value.read()), layer.weight)
 
 
 def _slot(part: Part, inputs: Inputs) -> int | None:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from qvis.adapters.encodings import Array
-from qvis.adapters.onnx.flow import _Flow, norm_names
-from qvis.adapters.onnx.prepared import _REAL, LIMIT, Prepared, prepare
+from qvis.adapters.onnx.flow import _Flow
+from qvis.adapters.onnx.prepared import _REAL, LIMIT, Prepared, norm_names, prepare
 from qvis.adapters.onnx.tensors import TYPES
 from qvis.adapters.rewritten import Rewritten, check_layers, check_stored, express, fitted, precision_notes
 from qvis.errors import BadArgumentError, OutputError, UnsupportedModelError, suggest
@@ -156,7 +156,8 @@ class _Plan:
         reasons = {**dict.fromkeys(held.values(), left), **self.prepared.obstacles}
         known = [name for name, layer in held.items() if layer in self.prepared.layers]
         check_layers(network, "weights", rewriting.weights, known, reasons)
-        check_layers(network, "biases", rewriting.biases, [name for name in known if held[name] in self.prepared.biases])
+        has_bias = [name for name in known if held[name] in self.prepared.biases]
+        check_layers(network, "biases", rewriting.biases, has_bias)
         for name, matrix in rewriting.weights.items():
             place = self.prepared.layers[held[name]]
             before = self._now(place.tensor)

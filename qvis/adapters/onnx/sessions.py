@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from qvis.adapters.encodings import Array
-from qvis.adapters.onnx.flow import norm_names
-from qvis.adapters.onnx.prepared import Prepared, Use
+from qvis.adapters.onnx.prepared import Prepared, Use, norm_names
 from qvis.errors import BadArgumentError, NotRunnableError
 from qvis.running import Grid
 
