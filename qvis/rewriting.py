@@ -22,7 +22,10 @@ class Rewriting:
     norms: Mapping[str, Norm] = field(default_factory=dict)
     """Normalizations by fixed numbers."""
     affines: Mapping[str, tuple[FloatArray | None, FloatArray | None]] = field(default_factory=dict)
-    """Factor and shift of layer, RMS and group normalizations by node name, (channels,); None where it has none."""
+    """Factor and shift of layer, RMS and group normalizations by node name, (channels,); None where it has none.
+
+    Also what nodes multiply by, or add, that take a vector beside a result.
+    """
     unclipped: Collection[str] = ()
     """Nodes of ``clip`` with ``low`` 0, such as ReLU6, that become ReLU. One that cannot be exchanged stays, and a note
     says why."""

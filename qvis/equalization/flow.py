@@ -48,6 +48,7 @@ class Flow(Moving):
         self.inputs: dict[str, IntArray] = {}
         self.norms: dict[str, IntArray] = {}
         self.affines: dict[str, IntArray] = {}
+        self.shifts: dict[str, IntArray] = {}
         self._products: list[tuple[Node, Channels, Channels, Channels]] = []
         self.refused: dict[str, str] = {}
         """Why a layer's weight cannot be scaled at all."""
@@ -181,11 +182,14 @@ class Flow(Moving):
         facts = node.attributes
         axes = facts.get("axes", ()) if node.op != "group_norm" else (facts.get("channel_axis"),)
         axis = axes[0] if len(axes) == 1 else None
-        is_writable = self.writable is None or node.name in self.writable
-        if axis is None or not (facts.get("scale") and node.shape and self._calls[_plain(node)] == 1 and is_writable):
+        is_single = self._calls[_plain(node)] == 1
+        if axis is None or not (facts.get("scale") and node.shape and is_single and self._is_writable(node)):
             return result
         self.affines[node.name] = self.variables.new(node.shape[axis])
         return Channels.along(self.affines[node.name], axis, node.shape)
+
+    def _is_writable(self, node: Node) -> bool:
+        return self.writable is None or node.name in self.writable
 
     # -- what is homogeneous
 
@@ -217,6 +221,11 @@ class Flow(Moving):
                 return None
             self.variables.tie(ids, bias)
             return self._elementwise(node, given)
+        if len(given) == 1 and node.attributes.get("axis") is not None and self._is_writable(node):
+            ids = self._vector(given[0], node.attributes["axis"]) if node.shape else None
+            if ids is not None and node.shape == given[0].shape:
+                self.shifts[node.name] = ids
+                return self._elementwise(node, given)
         if len(given) < 2 or node.attributes.get("constant"):
             return self._stop(node, given, f"{node.op} {node.name!r} of a constant follows it")
         parts = self._broadcast(node, given)
@@ -244,7 +253,12 @@ class Flow(Moving):
             # A quotient may have the constant above, which is not homogeneous.
             if node.op == "div":
                 return self._stop(node, given, f"div {node.name!r} with a constant follows it")
-            parts = self._broadcast(node, given)
+            parts, axis = self._broadcast(node, given), node.attributes.get("axis")
+            is_fixed = parts is not None and self.variables.is_fixed(parts[0])
+            if is_fixed and axis is not None and node.shape and self._is_writable(node):
+                # The factors of a normalization that is written out.
+                self.affines[node.name] = self.variables.new(node.shape[axis])
+                return Channels.along(self.affines[node.name], axis, node.shape)
             return None if parts is None else Channels(parts[0], node.shape, given[0].axis)
         parts = self._broadcast(node, given) if len(given) == 2 else None
         if parts is None:

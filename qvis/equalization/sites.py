@@ -59,7 +59,12 @@ class Sites:
     norms: Mapping[str, IntArray]
     """By folded normalization, (channels,): what it adds is multiplied by this."""
     affines: Mapping[str, IntArray]
-    """By the name of the node of a layer, RMS or group normalization, (channels,): for its factor and shift."""
+    """By the name of the node of a layer, RMS or group normalization, (channels,): for its factor and shift.
+
+    Also of a ``mul`` of a vector, for its factors.
+    """
+    shifts: Mapping[str, IntArray]
+    """By the name of the node of an ``add`` or ``sub`` of a vector, (channels,): for what it adds."""
     multiplied: Mapping[str, tuple[IntArray, IntArray]]
     """By layer with a multiplication of its own before it: what reaches that, and what enters the layer; (channels,)
     each. It multiplies by the second over the first."""
@@ -84,13 +89,15 @@ def find_sites(
     graph
         How data flows, with shapes if possible. Beside the attributes that :func:`qvis.folding.find_folds` names, a
         ``split`` may have ``start`` and ``step`` (where the part lies; else all that is split gets one scale, unless
-        ``index`` tells) and an ``add`` of a constant ``bias_of`` (the layer whose bias this is).
+        ``index`` tells), an ``add`` of a constant ``bias_of`` (the layer whose bias this is), and an ``add``, ``sub``
+        or ``mul`` of a vector that can be rewritten ``axis`` (along which it lies).
     network
         The layers, folded or not.
     folded_norms
         The batch normalizations that are folded into layers, so that they only add a number to each channel.
     affines
-        The nodes of layer, RMS and group normalizations whose numbers can be rewritten; None for all of them.
+        The nodes of layer, RMS and group normalizations, and of sums and products with vectors, whose numbers can be
+        rewritten; None for all of them.
     multiplied
         Layers of the kind ``linear`` that get a multiplication before them, which sets what enters them free.
     """
@@ -119,6 +126,7 @@ def find_sites(
         inputs=inputs,
         norms={name: ids for name in flow.norms if np.any((ids := number(flow.norms[name])) >= 0)},
         affines={name: ids for name, ids in numbered.items() if np.any(ids >= 0)},
+        shifts={name: ids for name in flow.shifts if np.any((ids := number(flow.shifts[name])) >= 0)},
         multiplied={name: (number(reaching), number(entering)) for name, (reaching, entering) in inserted.items()},
         sites=(),
         skipped=tuple(_skipped(flow, {**outputs, **numbered}, inputs)),
@@ -238,7 +246,7 @@ def scaled(
     norms
         What the folded normalizations are before scaling: :attr:`qvis.folding.Folded.norms`.
     affines
-        The factors and shifts of :attr:`Sites.affines` before scaling, by node.
+        The factors and shifts of :attr:`Sites.affines` and :attr:`Sites.shifts` before scaling, by node.
 
     Returns
     -------
@@ -274,7 +282,11 @@ def scaled(
         weights,
         biases,
         {name: _scale_norm(_given("norms", name, norms), whole[ids]) for name, ids in sites.norms.items()},
-        {name: _scale_affine(_given("affines", name, affines), whole[ids]) for name, ids in sites.affines.items()},
+        {
+            name: _scale_affine(_given("affines", name, affines), whole[ids])
+            for table in (sites.affines, sites.shifts)
+            for name, ids in table.items()
+        },
         multiplies={
             name: (whole[entering] / whole[reaching]).astype(np.float32)
             for name, (reaching, entering) in sites.multiplied.items()

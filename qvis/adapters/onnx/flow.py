@@ -204,10 +204,20 @@ class _Flow:
             return (node.op_type, {}) if found is None else found
         if node.op_type in _ARITHMETIC:
             constant = len(inputs) < len(node.input)
-            layer = self.prepared.added.get(node.output[0])
-            owner = {"bias_of": layer} if layer is not None else {}
-            return _ARITHMETIC[node.op_type], {"constant": constant, **owner}
+            word, layer, axis = _ARITHMETIC[node.op_type], self.prepared.added.get(node.output[0]), self._along(node)
+            if layer is not None:
+                return word, {"constant": True, "bias_of": layer}
+            return word, {"constant": constant, **({} if axis is None else {"axis": axis})}
+        if node.op_type == "Neg":
+            return "mul", {"constant": True}
         return _SAME.get(node.op_type, node.op_type), {}
+
+    def _along(self, node: Any) -> int | None:
+        """The axis, from the end, along which the vector lies that a node adds or multiplies by."""
+        held = [one for one in node.input if one in self.prepared.constants]
+        sizes = list(self.prepared.constants[held[0]].dims) if len(held) == 1 and len(node.input) == 2 else []
+        varying = [axis - len(sizes) for axis, size in enumerate(sizes) if size > 1]
+        return varying[0] if len(varying) == 1 and node.op_type in ("Add", "Sub", "Mul") else None
 
     def _weighted(self, node: Any, use: Use) -> tuple[str, dict[str, Any]]:
         if use.data is None:
@@ -252,6 +262,10 @@ class _Flow:
     def group_norm(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:  # noqa: ARG002
         # before version 21 of the operators its factors were those of groups
         is_whole = node.op_type != "GroupNormalization" or self.prepared.opset() >= 21
+        if node.op_type == "InstanceNormalization":
+            # Group normalizations are written with one that does nothing more, and the factors come later.
+            held = [self.prepared.read(one) for one in node.input[1:3] if one in self.prepared.constants]
+            is_whole = len(held) < 2 or not (np.all(held[0] == 1) and np.all(held[1] == 0))
         return "group_norm", {"channel_axis": 1, "scale": is_whole, "shift": is_whole}
 
     def attention(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:

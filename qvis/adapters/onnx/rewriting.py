@@ -77,16 +77,37 @@ def rewrite_proto(model: Any, network: Network, rewriting: Rewriting, inplace: b
 
 
 def affines_of(model: Any) -> dict[str, tuple[FloatArray | None, FloatArray | None]]:
-    """Factor and shift of the layer, RMS and group normalizations that hold theirs, by the name of the node."""
+    """Factor and shift of the layer, RMS and group normalizations that hold theirs, by the name of the node.
+
+    Also of sums and products with a vector.
+    """
     prepared = prepare(model, UnsupportedModelError)
     found: dict[str, tuple[FloatArray | None, FloatArray | None]] = {}
-    for name, (shown, result) in _results(prepared).items():
-        given = [*prepared.nodes[result].input[1:3], ""][:2]
-        if not (shown.op in _AFFINE and shown.attributes["scale"] and given[0] in prepared.constants):
-            continue
-        if not given[1] or given[1] in prepared.constants:
-            factor, shift = (prepared.read(one).astype(np.float32).reshape(-1) if one else None for one in given)
+    for name, slots in _affine_slots(prepared, _results(prepared)).items():
+        names = [None if slot is None else prepared.nodes[slot[0]].input[slot[1]] for slot in slots]
+        if all(one is None or one in prepared.constants for one in names):
+            factor, shift = (None if one is None else _vector(prepared.read(one)) for one in names)
             found[name] = (factor, shift)
+    return found
+
+
+def _vector(array: Array) -> FloatArray:
+    vector: FloatArray = array.astype(np.result_type(array.dtype, np.float32)).reshape(-1)
+    return vector
+
+
+def _affine_slots(
+    prepared: Prepared, shown: Mapping[str, tuple[Node, str]]
+) -> dict[str, tuple[Slot | None, Slot | None]]:
+    """Where nodes of the graph take their factors and their shifts from, if they have them."""
+    found: dict[str, tuple[Slot | None, Slot | None]] = {}
+    for name, (one, result) in shown.items():
+        inputs = prepared.nodes[result].input
+        if one.op in _AFFINE and one.attributes["scale"]:
+            found[name] = ((result, 1), (result, 2) if len(inputs) > 2 and inputs[2] else None)
+        elif "axis" in one.attributes and one.op in ("add", "sub", "mul"):
+            slot = (result, next(index for index, given in enumerate(inputs) if given in prepared.constants))
+            found[name] = (slot, None) if one.op == "mul" else (None, slot)
     return found
 
 
@@ -199,20 +220,18 @@ class _Plan:
                 self._put("norms", name, [(one, slot) for one in results], numbers[part], f"{name}.{part}")
 
     def _add_affines(self, rewriting: Rewriting) -> None:
-        known = {name: result for name, (shown, result) in self._shown.items() if shown.op in _AFFINE}
+        known = _affine_slots(self.prepared, self._shown) if rewriting.affines else {}
         for name, pair in rewriting.affines.items():
             if name not in known:
                 raise BadArgumentError(f"affines: no normalization is called {name!r}{suggest(name, known)}")
-            node = self.prepared.nodes[known[name]]
-            for slot, numbers in enumerate(pair, 1):
+            for slot, numbers, part in zip(known[name], pair, ("factor", "shift"), strict=True):
                 if numbers is None:
                     continue
-                given = node.input[slot] if len(node.input) > slot else ""
-                part = "factor" if slot == 1 else "shift"
-                if given not in self.prepared.constants:
-                    what = "is computed" if given else "does not exist; give None for it"
-                    raise BadArgumentError(f"affines: the {part} of {name!r} {what}")
-                self._put("affines", name, [(known[name], slot)], numbers, f"{name}.{part}")
+                if slot is None:
+                    raise BadArgumentError(f"affines: the {part} of {name!r} does not exist; give None for it")
+                if self.prepared.nodes[slot[0]].input[slot[1]] not in self.prepared.constants:
+                    raise BadArgumentError(f"affines: the {part} of {name!r} is computed; give None for it")
+                self._put("affines", name, [slot], numbers, f"{name}.{part}")
 
     # -----------------------------------------------------------------------------------------------------------------
     # Operations
