@@ -121,7 +121,11 @@ def _absorbable(graph: Graph, call: Node) -> Node | None:
             return node if rectified and len(graph.calls[node.layer]) == 1 else None
         if node.op == "relu" and not rectified:
             rectified = True
-        elif node.op not in ("identity", "dropout") and not (node.op == "batch_norm" and rectified):
+        elif not (
+            node.op in ("identity", "dropout")
+            or (node.op == "batch_norm" and rectified)
+            or (node.attributes.get("bias_of") and rectified)
+        ):
             return None
     return None
 

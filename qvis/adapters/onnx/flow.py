@@ -263,9 +263,11 @@ class _Flow:
         # before version 21 of the operators its factors were those of groups
         is_whole = node.op_type != "GroupNormalization" or self.prepared.opset() >= 21
         if node.op_type == "InstanceNormalization":
-            # Group normalizations are written with one that does nothing more, and the factors come later.
+            # Group normalizations are written with one of reshaped channels that does nothing more.
+            maker = self.prepared.nodes.get(node.input[0])
             held = [self.prepared.read(one) for one in node.input[1:3] if one in self.prepared.constants]
-            is_whole = len(held) < 2 or not (np.all(held[0] == 1) and np.all(held[1] == 0))
+            is_plain = len(held) == 2 and bool(np.all(held[0] == 1) and np.all(held[1] == 0))
+            is_whole = not (is_plain and maker is not None and maker.op_type == "Reshape")
         return "group_norm", {"channel_axis": 1, "scale": is_whole, "shift": is_whole}
 
     def attention(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:

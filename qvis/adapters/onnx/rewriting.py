@@ -247,7 +247,7 @@ class _Plan:
             shown, result = self._shown[name]
             if shown.op == "clip" and shown.attributes["low"] == 0:
                 self.relus.append(result)
-            else:
+            elif shown.op != "relu":
                 self.kept.append(f"{name}: stays as it is, since it is no clip from 0 on that could be a ReLU")
 
     def _add_factors(self, name: str, layer: str, factors: FloatArray) -> None:
