@@ -54,11 +54,11 @@ def graph_of(model: Any, example: Batch | None = None) -> Graph:
     prepared = prepare(model, lambda message: NoGraphError(f"no graph: {message.removeprefix('model: ')}"))
     if example is not None:
         _give_shapes(prepared, example)
-    flow = _Flow(prepared)
+    flow = Following(prepared)
     flow.walk()
     if example is not None and (flow.shapeless or flow.computed):
         measure(prepared, example, flow.shapeless, flow.computed)
-        flow = _Flow(prepared)
+        flow = Following(prepared)
         flow.walk()
     unnamed = sum(not node.name for node in prepared.model.graph.node)
     source = "ONNX graph" + (f", in which {count(unnamed, 'node')} bear no name" if unnamed else "")
@@ -82,8 +82,8 @@ def _give_shapes(prepared: Prepared, example: Batch) -> None:
 
 
 @dataclass
-class _Flow:
-    """What is gathered on the way."""
+class Following:
+    """What is gathered on the way through a graph."""
 
     prepared: Prepared
     nodes: list[Node] = field(default_factory=list)
@@ -92,8 +92,10 @@ class _Flow:
     """The values whose shapes are not known."""
     computed: list[str] = field(default_factory=list)
     """Sizes and places that are not known, since they are computed."""
-    _makers: dict[str, str] = field(default_factory=dict)
+    makers: dict[str, str] = field(default_factory=dict)
     """The node that a value comes from."""
+    _ops: dict[str, str] = field(default_factory=dict)
+    """The word for each node."""
     _channels: dict[str, int] = field(default_factory=dict)
     """The axis of a value's channels, where it is known."""
     _taken: set[str] = field(default_factory=set)
@@ -112,14 +114,14 @@ class _Flow:
         for node in graph.node:
             self._visit(node)
         for info in graph.output:
-            if info.name in self._makers:
+            if info.name in self.makers:
                 name = info.name if info.name not in self._taken | self._reserved else f"{info.name}:output"
-                node = Node(self._unique(name), "output", (self._makers[info.name],), "", self._shape(info.name))
+                node = Node(self._unique(name), "output", (self.makers[info.name],), "", self._shape(info.name))
                 self.nodes.append(node)
 
     def _visit(self, node: Any) -> None:
         given = node.input[:1] if node.op_type in _PLACES else node.input
-        inputs = [name for name in (*given, *_captured(node)) if name in self._makers]
+        inputs = [name for name in (*given, *_captured(node)) if name in self.makers]
         results = [name for name in node.output if name]
         if not inputs or not results or node.op_type in _SHAPES:
             return
@@ -149,10 +151,11 @@ class _Flow:
     ) -> None:
         attributes = dict(attributes or {})
         known = original if original in self.prepared.own_nodes else ""
-        made = tuple(self._makers[one] for one in inputs)
+        made = tuple(self.makers[one] for one in inputs)
         node = Node(self._unique(name), op, made, layer, self._shape(result), attributes, known)
         self.nodes.append(node)
-        self._makers[result] = node.name
+        self._ops[node.name] = op
+        self.makers[result] = node.name
         axis = self._channel_axis(node, inputs)
         if axis is not None:
             self._channels[result] = axis
@@ -286,6 +289,17 @@ class _Flow:
         low, high = bounds
         return ("relu", {}) if low == 0 and high is None else ("clip", {"low": low, "high": high})
 
+    def extreme(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:
+        """The larger or the smaller of a result and a number: half a clip, of which a ReLU may be the other half."""
+        held = [self._number(one) for one in node.input if one not in inputs]
+        if len(inputs) != 1 or len(held) != 1 or held[0] is None or held[0].size != 1:
+            return None
+        bound = float(held[0].reshape(-1)[0])
+        if node.op_type == "Max":
+            return ("relu", {}) if bound == 0 else ("clip", {"low": bound, "high": None})
+        is_rectified = self._ops[self.makers[inputs[0]]] == "relu"
+        return "clip", {"low": 0.0 if is_rectified else None, "high": bound}
+
     def prelu(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:  # noqa: ARG002
         slopes = self._number(node.input[1])
         return None if slopes is None else ("prelu", {"slopes": slopes.reshape(-1)})
@@ -385,7 +399,7 @@ class _Flow:
         """The numbers of a small constant, which may have been cast or reshaped, or was measured."""
         if name in self.prepared.numbers:
             return self.prepared.numbers[name]
-        if name not in self._makers:
+        if name not in self.makers:
             found = self._constant(name)
             self.computed += [name] if found is None else []
             return found
@@ -431,24 +445,25 @@ class _Flow:
 
 
 _WEIGHTED = ("conv", "conv_transpose", "linear", "matmul", "embedding")
-_RULES: dict[str, Callable[[_Flow, Any, list[str]], tuple[str, dict[str, Any]] | None]] = {
-    "Attention": _Flow.attention,
-    "BatchNormalization": _Flow.batch_norm,
-    **dict.fromkeys(_NORMS, _Flow.norm),
-    **dict.fromkeys(("GroupNormalization", "InstanceNormalization"), _Flow.group_norm),
-    "Clip": _Flow.clip,
-    "Concat": _Flow.concat,
-    "Expand": _Flow.expand,
-    "Flatten": _Flow.reshape,
-    "Gather": _Flow.gather,
+_RULES: dict[str, Callable[[Following, Any, list[str]], tuple[str, dict[str, Any]] | None]] = {
+    "Attention": Following.attention,
+    "BatchNormalization": Following.batch_norm,
+    **dict.fromkeys(_NORMS, Following.norm),
+    **dict.fromkeys(("GroupNormalization", "InstanceNormalization"), Following.group_norm),
+    "Clip": Following.clip,
+    "Concat": Following.concat,
+    "Expand": Following.expand,
+    "Flatten": Following.reshape,
+    "Gather": Following.gather,
+    **dict.fromkeys(("Max", "Min"), Following.extreme),
     "LeakyRelu": lambda flow, node, inputs: ("leaky_relu", {"slope": attribute(node, "alpha", 0.01)}),  # noqa: ARG005
-    "PRelu": _Flow.prelu,
-    "Pad": _Flow.pad,
-    "ReduceMean": _Flow.mean,
-    "Reshape": _Flow.reshape,
-    "Slice": _Flow.slice,
-    "Split": _Flow.split,
-    "Transpose": _Flow.transpose,
+    "PRelu": Following.prelu,
+    "Pad": Following.pad,
+    "ReduceMean": Following.mean,
+    "Reshape": Following.reshape,
+    "Slice": Following.slice,
+    "Split": Following.split,
+    "Transpose": Following.transpose,
 }
 """Operators that need more than a word; a rule returns None for a use that there is no word for."""
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from qvis.adapters.encodings import Array
-from qvis.adapters.onnx.flow import _Flow
+from qvis.adapters.onnx.flow import Following
 from qvis.adapters.onnx.prepared import _REAL, LIMIT, Prepared, norm_names, prepare
 from qvis.adapters.onnx.tensors import TYPES
 from qvis.adapters.rewritten import Rewritten, check_layers, check_stored, express, fitted, precision_notes
@@ -83,7 +83,7 @@ def affines_of(model: Any) -> dict[str, tuple[FloatArray | None, FloatArray | No
     """
     prepared = prepare(model, UnsupportedModelError)
     found: dict[str, tuple[FloatArray | None, FloatArray | None]] = {}
-    for name, slots in _affine_slots(prepared, _results(prepared)).items():
+    for name, slots in _affine_slots(prepared, _results(_followed(prepared))).items():
         names = [None if slot is None else prepared.nodes[slot[0]].input[slot[1]] for slot in slots]
         if all(one is None or one in prepared.constants for one in names):
             factor, shift = (None if one is None else _vector(prepared.read(one)) for one in names)
@@ -158,8 +158,8 @@ class _Plan:
     """Inputs of nodes that are to be those."""
     factors: dict[Slot, tuple[str, str]] = field(default_factory=dict)
     """Inputs of nodes that are to be multiplied by added tensors, with the layers that they enter."""
-    relus: list[str] = field(default_factory=list)
-    """Nodes that are to become Relu."""
+    relus: dict[str, int] = field(default_factory=dict)
+    """Nodes that are to become Relu, and which of their inputs that takes."""
     rounded: dict[str, list[str]] = field(default_factory=dict)
     """By type, what it cannot hold exactly."""
     kept: list[str] = field(default_factory=list)
@@ -237,8 +237,12 @@ class _Plan:
     # Operations
 
     @cached_property
+    def _flow(self) -> Following:
+        return _followed(self.prepared)
+
+    @cached_property
     def _shown(self) -> Mapping[str, tuple[Node, str]]:
-        return _results(self.prepared)
+        return _results(self._flow)
 
     def _add_relus(self, rewriting: Rewriting) -> None:
         for name in rewriting.unclipped:
@@ -246,7 +250,8 @@ class _Plan:
                 raise BadArgumentError(f"unclipped: no operation is called {name!r}{suggest(name, self._shown)}")
             shown, result = self._shown[name]
             if shown.op == "clip" and shown.attributes["low"] == 0:
-                self.relus.append(result)
+                inputs = self.prepared.nodes[result].input
+                self.relus[result] = next(index for index, one in enumerate(inputs) if one in self._flow.makers)
             elif shown.op != "relu":
                 self.kept.append(f"{name}: stays as it is, since it is no clip from 0 on that could be a ReLU")
 
@@ -358,9 +363,9 @@ class _Plan:
             _replace(tensors[name], array)
         for (node, index), name in self.slots.items():
             nodes[node].input[index] = name
-        for node in self.relus:
+        for node, index in self.relus.items():
             nodes[node].op_type = "Relu"
-            del nodes[node].input[1:], nodes[node].attribute[:]
+            del nodes[node].input[:index], nodes[node].input[1:], nodes[node].attribute[:]
         for name, array in self.own.items():
             model.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
             if model.ir_version < 4:  # where initializers had to be inputs
@@ -387,18 +392,22 @@ class _Plan:
                 info.CopyFrom(infos[given])
                 info.name = result
         if before:
-            ordered = [one for name, node in nodes.items() for one in (*before.get(name, ()), node)]
+            ordered = [one for node in graph.node for one in (*before.get(_first(node), ()), node)]
             copies = [onnx.NodeProto.FromString(one.SerializeToString()) for one in ordered]
             del graph.node[:]
             graph.node.extend(copies)
 
 
-def _results(prepared: Prepared) -> dict[str, tuple[Node, str]]:
-    """The first result of each node of the graph, by the name that it has there."""
-    flow = _Flow(prepared)
+def _followed(prepared: Prepared) -> Following:
+    flow = Following(prepared)
     flow.walk()
+    return flow
+
+
+def _results(flow: Following) -> dict[str, tuple[Node, str]]:
+    """The first result of each node of the graph, by the name that it has there."""
     shown = {node.name: node for node in flow.nodes}
-    return {name: (shown[name], one) for one, name in flow._makers.items() if one in prepared.nodes}
+    return {name: (shown[name], one) for one, name in flow.makers.items() if one in flow.prepared.nodes}
 
 
 def _unused(title: str, taken: Collection[str]) -> str:
@@ -423,7 +432,12 @@ def _tensors(graph: Any) -> Mapping[str, Any]:
 
 
 def _nodes(graph: Any) -> Mapping[str, Any]:
-    return {next(filter(None, node.output), ""): node for node in graph.node}
+    return {_first(node): node for node in graph.node}
+
+
+def _first(node: Any) -> str:
+    """The name of a node's first result."""
+    return next(filter(None, node.output), "")
 
 
 def _captured(node: Any) -> Iterator[str]:
