@@ -12,7 +12,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from qvis import adapters
-from qvis.adapters.onnx import rewriting as writer
+from qvis.adapters.onnx import protos
 from qvis.errors import BadArgumentError, OutputError
 from qvis.layers import Network, Norm
 from qvis.rewriting import Rewriting
@@ -298,7 +298,7 @@ def test_a_file_with_external_data_is_rewritten_and_saved_anew(tmp_path: Path) -
 def test_a_large_model_is_saved_with_its_numbers_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     big = made(node("MatMul", "x w", "fc", "y"), w=noise(32, 32))
     before = big.SerializeToString()
-    monkeypatch.setattr(writer, "LIMIT", 1 << 24)
+    monkeypatch.setattr(protos, "LIMIT", 1 << 24)
     path = adapters.save(big, tmp_path / "big.onnx")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["big.onnx", "big.onnx.data"]
     assert big.SerializeToString() == before

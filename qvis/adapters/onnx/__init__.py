@@ -96,8 +96,8 @@ def affines(model: Any) -> dict[str, tuple[FloatArray | None, FloatArray | None]
 
 
 def save(model: Any, path: Path, example: Batch | None = None) -> None:  # noqa: ARG001
-    """Write a model to an ``.onnx`` file; see :func:`qvis.adapters.onnx.rewriting.save_proto`."""
-    from qvis.adapters.onnx.rewriting import save_proto
+    """Write a model to an ``.onnx`` file; see :func:`qvis.adapters.onnx.protos.save_proto`."""
+    from qvis.adapters.onnx.protos import save_proto
 
     save_proto(model, path)
 

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from qvis.adapters.onnx.inputs import split
-from qvis.adapters.onnx.passes import captured
 from qvis.adapters.onnx.prepared import Prepared
+from qvis.adapters.onnx.protos import captured_names
 from qvis.adapters.onnx.sessions import compute, session
 from qvis.errors import QvisError
 from qvis.running import Batch
@@ -66,8 +66,7 @@ def _loose(prepared: Prepared) -> set[str]:
     data = {one.name for one in prepared.inputs}
     loose: set[str] = set()
     for node in prepared.model.graph.node:
-        graphs = (graph for one in node.attribute for graph in (one.g, *one.graphs))
-        given = {*node.input, *(name for graph in graphs for name in captured(graph))}
+        given = {*node.input, *captured_names(node)}
         shaping = node.input if node.op_type in ("Range", "ConstantOfShape") else node.input[1:]
         is_loose = node.op_type in _CHOOSING and not data.isdisjoint(given)
         is_loose |= node.op_type in _SHAPED and not data.isdisjoint(shaping)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING, Any
 
 from qvis.adapters.onnx.parts import Node
+from qvis.adapters.onnx.protos import attribute
+
+if TYPE_CHECKING:
+    from qvis.adapters.onnx.prepared import Prepared
 
 _INVENTED = re.compile(
     r"\d+|onnx::\w+|/?(.*/)?Constant(_\d+)?_output_0|(val|const|constant|expr|tmp|t|v|n|node|initializer)_?\d*(_cast)?"
@@ -60,3 +65,21 @@ def choose(tensor: str, node: Node) -> list[str]:
     """Names for the layer of a tensor that a node uses, the best first; none of them is empty."""
     fallback = next((output for output in node.outputs if output), node.op)
     return [name for name in (of_tensor(tensor), of_node(node), tensor, node.name, fallback) if name]
+
+
+def norm_names(prepared: Prepared) -> dict[str, str]:
+    """What each BatchNormalization is called, by the name of its result: its module's name where the graph tells it.
+
+    Nodes with the same numbers have the same name.
+    """
+    found: dict[str, str] = {}
+    owners: dict[str, tuple[Any, ...]] = {}
+    for result, node in prepared.nodes.items():
+        if node.op_type == "BatchNormalization":
+            owner = (*node.input[1:5], attribute(node, "epsilon", 1e-5))
+            wanted = of_tensor(node.input[1]) or node.name or result
+            numbered = (f"{wanted}#{number}" for number in range(2, len(owners) + 3))
+            name = next(one for one in (wanted, *numbered) if owners.get(one, owner) == owner)
+            owners[name] = owner
+            found[result] = name
+    return found

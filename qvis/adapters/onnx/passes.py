@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
-from typing import Any
 
 from qvis.adapters.onnx.parts import Node
+from qvis.adapters.onnx.protos import captured
 from qvis.adapters.onnx.tensors import TYPES
 from qvis.adapters.values import Grid, Value, dequantize, quantize, reshape, transpose
 
@@ -53,16 +53,6 @@ class Scope:
     def is_private(self, name: str) -> bool:
         """Whether a value goes into one node alone, and nowhere else."""
         return name not in self.results and len(self.users.get(name, ())) == 1
-
-
-def captured(graph: Any) -> Iterator[str]:
-    """What a graph inside a node may take from around it."""
-    yield from (one.name for one in graph.output)
-    for node in graph.node:
-        yield from node.input
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from captured(inner)
 
 
 def pass_on(node: Node, inputs: Sequence[Value | None]) -> Value | None:

@@ -13,19 +13,15 @@ import numpy as np
 
 from qvis.adapters.encodings import Array
 from qvis.adapters.matrices import Part
-from qvis.adapters.onnx import names
 from qvis.adapters.onnx.graph import Walk
 from qvis.adapters.onnx.parts import RULES, Inputs, Node
 from qvis.adapters.onnx.passes import Scope
+from qvis.adapters.onnx.protos import LIMIT, REAL, first_result
 from qvis.adapters.onnx.tensors import Live
 from qvis.adapters.values import Loader
 from qvis.errors import BadArgumentError, QvisError
 from qvis.layers import FloatArray, Layer
 
-LIMIT = 2**31 - 1
-"""Bytes that a message of protocol buffers can have, and so a model that is handed on in memory."""
-_REAL = {1: np.float32, 10: np.float16, 11: np.float64}
-"""ONNX's numbers for the types that can be replaced, with NumPy's."""
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "FusedConv", "NhwcConv", "DeformConv")
 _PRODUCTS = ("Gemm", "MatMul", "FusedMatMul", "TransposeMatMul", "FusedGemm")
 
@@ -122,7 +118,7 @@ class Prepared:
     @cached_property
     def nodes(self) -> dict[str, Any]:
         """The ``NodeProto`` by the name of its first result."""
-        return {next(filter(None, node.output), ""): node for node in self.model.graph.node}
+        return {first_result(node): node for node in self.model.graph.node}
 
     @cached_property
     def added(self) -> dict[str, str]:
@@ -186,7 +182,7 @@ class Prepared:
 
     def arriving(self, use: Use, tensor: Array) -> Array:
         """A stored tensor as it arrives at a node: transposed, reshaped and cast on the way."""
-        kind = _REAL[self.type_of(self.nodes[use.node].input[use.slot])]
+        kind = REAL[self.type_of(self.nodes[use.node].input[use.slot])]
         arrived: Array = tensor.reshape(-1)[use.places().astype(np.int64)].astype(kind)
         return arrived
 
@@ -258,7 +254,7 @@ def _lift_constants(graph: Any) -> None:
     kept = []
     for node in graph.node:
         values = [one.t for one in node.attribute if one.name == "value"]
-        if node.op_type == "Constant" and node.domain in ("", "ai.onnx") and values and values[0].data_type in _REAL:
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx") and values and values[0].data_type in REAL:
             values[0].name = node.output[0]
             graph.initializer.append(values[0])
         else:
@@ -286,38 +282,9 @@ def _obstacle(key: Hashable, layer: Layer, prepared: Prepared) -> str:
         return "is stored inside a branch or a loop"
     if any(not note.startswith("cast to") for note in layer.notes):
         return "is quantized already; give the model before quantization"
-    if prepared.constants[name].data_type not in _REAL:
+    if prepared.constants[name].data_type not in REAL:
         return "is stored in a type that cannot be replaced; give the model in float32"
     return ""
-
-
-def norm_names(prepared: Prepared) -> dict[str, str]:
-    """What each BatchNormalization is called, by the name of its result: its module's name where the graph tells it.
-
-    Nodes with the same numbers have the same name.
-    """
-    found: dict[str, str] = {}
-    owners: dict[str, tuple[Any, ...]] = {}
-    for result, node in prepared.nodes.items():
-        if node.op_type == "BatchNormalization":
-            owner = (*node.input[1:5], attribute(node, "epsilon", 1e-5))
-            wanted = names.of_tensor(node.input[1]) or node.name or result
-            numbered = (f"{wanted}#{number}" for number in range(2, len(owners) + 3))
-            name = next(one for one in (wanted, *numbered) if owners.get(one, owner) == owner)
-            owners[name] = owner
-            found[result] = name
-    return found
-
-
-def attribute(node: Any, name: str, default: Any) -> Any:
-    """An attribute of a node, in Python's own types."""
-    import onnx
-
-    for one in node.attribute:
-        if one.name == name:
-            value = onnx.helper.get_attribute_value(one)
-            return value.decode() if isinstance(value, bytes) else value
-    return default
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -336,7 +303,7 @@ class _Numbering(Live):
         graph.output.extend(proto.graph.output)
         graph.sparse_initializer.extend(proto.graph.sparse_initializer)
         for tensor in proto.graph.initializer:
-            if tensor.data_type in _REAL:
+            if tensor.data_type in REAL:
                 graph.initializer.add(name=tensor.name, dims=tensor.dims, data_type=onnx.TensorProto.DOUBLE)
             else:
                 graph.initializer.append(tensor)

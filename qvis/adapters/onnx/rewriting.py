@@ -6,27 +6,39 @@ number of a normalization that other nodes use too gets a tensor of its own, so 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qvis.adapters.encodings import Array
 from qvis.adapters.onnx.flow import Following
-from qvis.adapters.onnx.prepared import _REAL, LIMIT, Prepared, norm_names, prepare
+from qvis.adapters.onnx.names import norm_names
+from qvis.adapters.onnx.prepared import Prepared, prepare
+from qvis.adapters.onnx.protos import (
+    REAL,
+    Slot,
+    captured_names,
+    load_proto,
+    multiply_inputs,
+    nodes_of,
+    number_of_type,
+    replace_numbers,
+    tensors_of,
+    unused,
+)
 from qvis.adapters.onnx.tensors import TYPES
 from qvis.adapters.rewritten import Rewritten, check_layers, check_stored, express, fitted, precision_notes
-from qvis.errors import BadArgumentError, OutputError, UnsupportedModelError, suggest
+from qvis.errors import BadArgumentError, UnsupportedModelError, suggest
 from qvis.layers import FloatArray, Network, Node
 from qvis.rewriting import Rewriting
 
 _AFFINE = ("layer_norm", "rms_norm", "group_norm")
-
-Slot = tuple[str, int]
-"""A node, by the name of its first result, and the number of one of its inputs."""
+_NORM_PARTS = {"scale": "weight", "shift": "bias", "mean": "running_mean", "variance": "running_var"}
+_TITLES = ("weight", "bias")
+"""What tensors are called that are added, so that nodes are still called after them as before."""
 
 
 def rewrite_proto(model: Any, network: Network, rewriting: Rewriting, inplace: bool = False) -> Rewritten:
@@ -60,7 +72,7 @@ def rewrite_proto(model: Any, network: Network, rewriting: Rewriting, inplace: b
         raise BadArgumentError(
             "inplace: only a ModelProto in memory can be changed; leave it out, and save the model that is returned"
         )
-    target = model if inplace else _loaded(model)
+    target = model if inplace else load_proto(model)
     plan = _Plan(prepared, has_functions=bool(target.functions))
     plan.add(network, rewriting)
     notes: list[str] = []
@@ -109,39 +121,6 @@ def _affine_slots(
             slot = (result, next(index for index, given in enumerate(inputs) if given in prepared.constants))
             found[name] = (slot, None) if one.op == "mul" else (None, slot)
     return found
-
-
-def save_proto(model: Any, path: Path) -> None:
-    """Write a model to a file; what is larger than 2 GB with its numbers in a file beside it.
-
-    Raises
-    ------
-    OutputError
-        The suffix is not ``.onnx``.
-    """
-    import onnx
-
-    if path.suffix.lower() != ".onnx":
-        raise OutputError(f"path: an ONNX model cannot be saved to {path.name!r}; name it .onnx")
-    proto = model if isinstance(model, onnx.ModelProto) else model.model_proto
-    # beside the large tensors a model is small; asking one that is too large for its size is an error
-    if sum(len(one.raw_data) for one in proto.graph.initializer) <= LIMIT - (1 << 24) and proto.ByteSize() <= LIMIT:
-        onnx.save_model(proto, str(path))
-        return
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)  # saving moves the numbers out of it
-    onnx.save_model(copy, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
-
-
-def _loaded(model: Any) -> Any:
-    """A copy of one's own, as it is."""
-    import onnx
-
-    if isinstance(model, Path):
-        return onnx.load(str(model))
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model if isinstance(model, onnx.ModelProto) else model.model_proto)
-    return copy
 
 
 @dataclass
@@ -216,22 +195,22 @@ class _Plan:
                 )
             epsilon = next((one.f for one in nodes[0].attribute if one.name == "epsilon"), 1e-5)
             numbers = express(norm, epsilon, has_scale=True, has_shift=True)
-            for slot, part in enumerate(("scale", "shift", "mean", "variance"), 1):
-                self._put("norms", name, [(one, slot) for one in results], numbers[part], f"{name}.{part}")
+            for slot, (part, title) in enumerate(_NORM_PARTS.items(), 1):
+                self._put("norms", name, [(one, slot) for one in results], numbers[part], f"{name}.{title}")
 
     def _add_affines(self, rewriting: Rewriting) -> None:
         known = _affine_slots(self.prepared, self._shown) if rewriting.affines else {}
         for name, pair in rewriting.affines.items():
             if name not in known:
                 raise BadArgumentError(f"affines: no normalization is called {name!r}{suggest(name, known)}")
-            for slot, numbers, part in zip(known[name], pair, ("factor", "shift"), strict=True):
+            for slot, numbers, part, title in zip(known[name], pair, ("factor", "shift"), _TITLES, strict=True):
                 if numbers is None:
                     continue
                 if slot is None:
                     raise BadArgumentError(f"affines: the {part} of {name!r} does not exist; give None for it")
                 if self.prepared.nodes[slot[0]].input[slot[1]] not in self.prepared.constants:
                     raise BadArgumentError(f"affines: the {part} of {name!r} is computed; give None for it")
-                self._put("affines", name, [slot], numbers, f"{name}.{part}")
+                self._put("affines", name, [slot], numbers, f"{name}.{title}")
 
     # -----------------------------------------------------------------------------------------------------------------
     # Operations
@@ -274,7 +253,7 @@ class _Plan:
             inputs = self.prepared.nodes[use.node].input
             known = next((one for one in (inputs[use.data], inputs[use.slot]) if one in self.prepared.infos), "")
             kind = self.prepared.type_of(known)
-            if kind not in _REAL:
+            if kind not in REAL:
                 what = TYPES.get(kind, f"type {kind}")
                 raise BadArgumentError(f"multiplies: the input of {name!r} is {what}; give the model in float32")
             if kind not in made:
@@ -292,7 +271,7 @@ class _Plan:
         for result, node in self.prepared.nodes.items():
             for index, name in enumerate(node.input):
                 found.setdefault(name, []).append((result, index))
-            for name in _captured(node):
+            for name in captured_names(node):
                 found.setdefault(name, []).append((result, -1))
         return found
 
@@ -318,7 +297,7 @@ class _Plan:
 
     def _own(self, title: str, stored: Array) -> str:
         """Add a tensor; returns its name."""
-        name = _unused(title, self._taken)
+        name = unused(title, self._taken)
         self._taken.add(name)
         self.own[name] = stored
         return name
@@ -332,7 +311,7 @@ class _Plan:
     def _stored(self, argument: str, name: str, wanted: Array, kind: int) -> Array:
         """The numbers in one of ONNX's types."""
         with np.errstate(over="ignore"):
-            stored: Array = wanted.astype(_REAL[kind])
+            stored: Array = wanted.astype(REAL[kind])
         self._check(argument, name, wanted, stored, kind)
         return stored
 
@@ -345,7 +324,7 @@ class _Plan:
 
     def fits(self, model: Any) -> bool:
         """Whether a model has all that is to be written outside of functions."""
-        tensors, nodes = _tensors(model.graph), _nodes(model.graph)
+        tensors, nodes = tensors_of(model.graph), nodes_of(model.graph)
         changed = {*(node for node, _ in (*self.slots, *self.factors)), *self.relus}
         # a node of the model that calls a function may have the result of one inside it
         known = (
@@ -358,9 +337,9 @@ class _Plan:
         """Write all into a model."""
         import onnx
 
-        tensors, nodes = _tensors(model.graph), _nodes(model.graph)
+        tensors, nodes = tensors_of(model.graph), nodes_of(model.graph)
         for name, array in self.stored.items():
-            _replace(tensors[name], array)
+            replace_numbers(tensors[name], array)
         for (node, index), name in self.slots.items():
             nodes[node].input[index] = name
         for node, index in self.relus.items():
@@ -369,33 +348,9 @@ class _Plan:
         for name, array in self.own.items():
             model.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
             if model.ir_version < 4:  # where initializers had to be inputs
-                info = onnx.helper.make_tensor_value_info(name, _type_of(array), list(array.shape))
+                info = onnx.helper.make_tensor_value_info(name, number_of_type(array), list(array.shape))
                 model.graph.input.append(info)
-        self._multiply(model.graph, nodes)
-
-    def _multiply(self, graph: Any, nodes: Mapping[str, Any]) -> None:
-        """Put a Mul before the inputs that are to be multiplied."""
-        import onnx
-
-        infos = {one.name: one for part in (graph.input, graph.value_info) for one in part}
-        taken = {node.name for node in graph.node}
-        before: dict[str, list[Any]] = {}
-        for (node, index), (factors, layer) in self.factors.items():
-            given, result = nodes[node].input[index], _unused(f"{layer}.multiplied", self._taken)
-            title = _unused(f"{layer}.multiply", taken)
-            self._taken.add(result)
-            taken.add(title)
-            before.setdefault(node, []).append(onnx.helper.make_node("Mul", [given, factors], [result], title))
-            nodes[node].input[index] = result
-            if given in infos:
-                info = graph.value_info.add()
-                info.CopyFrom(infos[given])
-                info.name = result
-        if before:
-            ordered = [one for node in graph.node for one in (*before.get(_first(node), ()), node)]
-            copies = [onnx.NodeProto.FromString(one.SerializeToString()) for one in ordered]
-            del graph.node[:]
-            graph.node.extend(copies)
+        multiply_inputs(model.graph, self.factors, self._taken)
 
 
 def _followed(prepared: Prepared) -> Following:
@@ -408,51 +363,3 @@ def _results(flow: Following) -> dict[str, tuple[Node, str]]:
     """The first result of each node of the graph, by the name that it has there."""
     shown = {node.name: node for node in flow.nodes}
     return {name: (shown[name], one) for one, name in flow.makers.items() if one in flow.prepared.nodes}
-
-
-def _unused(title: str, taken: Collection[str]) -> str:
-    """The title, or with a number behind it where that is taken."""
-    numbered = (title, *(f"{title}#{number}" for number in range(2, len(taken) + 3)))
-    return next(one for one in numbered if one not in taken)
-
-
-def _type_of(array: Array) -> int:
-    """ONNX's number for the type of an array."""
-    return next(number for number, kind in _REAL.items() if kind == array.dtype)
-
-
-def _tensors(graph: Any) -> Mapping[str, Any]:
-    """The stored tensors of a graph, those of nodes by the name of the result."""
-    found = {one.name: one for one in graph.initializer}
-    for node in graph.node:
-        values = [one.t for one in node.attribute if one.name == "value" and one.HasField("t")]
-        if node.op_type == "Constant" and node.domain in ("", "ai.onnx") and values:
-            found[node.output[0]] = values[0]
-    return found
-
-
-def _nodes(graph: Any) -> Mapping[str, Any]:
-    return {_first(node): node for node in graph.node}
-
-
-def _first(node: Any) -> str:
-    """The name of a node's first result."""
-    return next(filter(None, node.output), "")
-
-
-def _captured(node: Any) -> Iterator[str]:
-    """What the graphs inside a node take from around them, or make themselves."""
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            yield from (one.name for one in graph.output)
-            for inner in graph.node:
-                yield from inner.input
-                yield from _captured(inner)
-
-
-def _replace(tensor: Any, array: Array) -> None:
-    """Put other numbers of the same type and shape into a tensor; its name and what else it says stay."""
-    for name in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "raw_data", "external_data"):
-        tensor.ClearField(name)
-    tensor.ClearField("data_location")
-    tensor.raw_data = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes()

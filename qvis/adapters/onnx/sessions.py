@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from qvis.adapters.encodings import Array
-from qvis.adapters.onnx.prepared import Prepared, Use, norm_names
+from qvis.adapters.onnx.names import norm_names
+from qvis.adapters.onnx.prepared import Prepared, Use
 from qvis.errors import BadArgumentError, NotRunnableError
 from qvis.running import Grid
 
