@@ -66,9 +66,9 @@ def find_folds(graph: Graph, network: Network) -> tuple[tuple[Fold, ...], dict[s
     graph
         How data flows. The node of a layer may have the attributes ``bias`` (whether something is added to its
         channels), ``transposed`` (the rows of the layer's matrix are inputs), ``computed`` (the weight that is applied
-        is made from the layer's), ``layers`` (several that it applies) and ``columns`` (see :func:`input_channels`);
-        that of an ``add`` of a constant ``bias_of`` (the layer whose bias this is); that of a normalization ``shift``
-        (whether it has one, true by default).
+        is made from the layer's), ``locked`` (why it cannot be written), ``layers`` (several that it applies) and
+        ``columns`` (see :func:`input_channels`); that of an ``add`` of a constant ``bias_of`` (the layer whose bias
+        this is); that of a normalization ``shift`` (whether it has one, true by default).
     network
         The layers whose weights the nodes apply.
 
@@ -197,6 +197,8 @@ class _Finder:
         if self.shared[node.layer] > 1 or layer.aliases:
             times = f"{self.shared[node.layer]} times" if self.shared[node.layer] > 1 else "under several names"
             return f"the weight of {node.name!r} is used {times}"
+        if node.attributes.get("locked"):
+            return f"the weight of {node.name!r} {node.attributes['locked']}"
         if node.attributes.get("computed"):
             return f"{node.name!r} computes its weight anew in each pass"
         if node.attributes.get("transposed"):

@@ -111,6 +111,8 @@ class Flow(Moving):
                 yield node.layer, f"the weight of {node.layer!r} is not among the layers"
             elif node.op not in LAYERS:
                 yield node.layer, f"{node.op} {node.name!r} uses the weight of {node.layer!r}"
+            elif node.attributes.get("locked"):
+                yield node.layer, f"the weight of {node.layer!r} {node.attributes['locked']}"
             elif node.attributes.get("computed"):
                 yield node.layer, f"the weight of {node.layer!r} is computed anew in each pass"
             elif node.attributes.get("transposed"):

@@ -23,8 +23,8 @@ _SAME = {
     "Relu": "relu", "Gelu": "gelu", "FastGelu": "gelu", "Swish": "silu", "Sigmoid": "sigmoid", "Tanh": "tanh",
     "Softmax": "softmax", "HardSwish": "hardswish", "HardSigmoid": "hardsigmoid", "Elu": "elu", "MatMul": "matmul",
     "MaxPool": "max_pool", "GlobalMaxPool": "max_pool", "AveragePool": "avg_pool", "GlobalAveragePool": "avg_pool",
-    "Resize": "resize", "Upsample": "resize", "Reshape": "reshape", "Squeeze": "reshape", "Unsqueeze": "reshape",
-    "Identity": "identity", "Cast": "identity", "CastLike": "identity", "Dropout": "dropout",
+    "Upsample": "resize", "Reshape": "reshape", "Squeeze": "reshape", "Unsqueeze": "reshape",
+    "Identity": "identity", "Dropout": "dropout",
 }  # fmt: skip
 """Operators that need no more than a word."""
 _PLACES = {
@@ -35,6 +35,8 @@ _PLACES = {
 _SHAPES = {"Shape", "Size", "NonZero"}
 """Operators whose results are no data any more."""
 _BRANCHING = ("If", "Loop", "Scan", "SequenceMap")
+_REAL_TYPES = (1, 10, 11, 16)
+"""ONNX's numbers for float32, float16, float64 and bfloat16."""
 _DOMAINS = ("", "ai.onnx")
 _FUSED = {"FastGelu", "Gelu", "SimplifiedLayerNormalization"}
 """Operators of other domains that compute what their names say."""
@@ -94,7 +96,10 @@ class Following(Moving):
 
     def __post_init__(self) -> None:
         self._uses: dict[str, Use] = {use.node: use for use in reversed(self.prepared.uses) if use.watched}
-        self._held = {held.tensor: name for name, held in self.prepared.layers.items()}
+        self._held: dict[str, list[str]] = {}
+        """The layers in each tensor."""
+        for name, held in self.prepared.layers.items():
+            self._held.setdefault(held.tensor, []).append(name)
         self._norm_names = norm_names(self.prepared)
         self._reserved = {use.layer for use in self._uses.values()} | set(self._norm_names.values())
 
@@ -176,12 +181,15 @@ class Following(Moving):
         use = self._uses.get(next(filter(None, node.output)))
         if use is not None:
             word, attributes = self._weighted(node, use)
-            return word, {**attributes, "transposed": True} if use.turned else attributes
+            locked = self.prepared.obstacles.get(use.layer)
+            attributes |= {"transposed": True} if use.turned else {}
+            return word, attributes | ({"locked": locked} if locked else {})
         if node.domain not in _DOMAINS and node.op_type not in _FUSED:
             return self._foreign(node)
-        held = self.prepared.inner if node.op_type in _BRANCHING else self._held.keys() & set(node.input)
+        held = [layer for one in dict.fromkeys(node.input) for layer in self._held.get(one, ())]
+        held += sorted(self.prepared.inner) if node.op_type in _BRANCHING else []
         if held:
-            return node.op_type, {"layers": tuple(sorted(self._held.get(one, one) for one in held))}
+            return node.op_type, {"layers": tuple(dict.fromkeys(held))}
         rule = _RULES.get(node.op_type)
         if rule is not None:
             found = rule(self, node, inputs)
@@ -270,6 +278,16 @@ class Following(Moving):
         low, high = bounds
         return ("relu", {}) if low == 0 and high is None else ("clip", {"low": low, "high": high})
 
+    def cast(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:  # noqa: ARG002
+        """To a real type numbers stay what they are, but for their precision."""
+        kind = attribute(node, "to", None) or self.prepared.type_of(node.output[0])
+        return ("identity", {}) if kind in _REAL_TYPES else None
+
+    def resize(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:  # noqa: ARG002
+        """Not where numbers come from outside of the image."""
+        is_cropped = attribute(node, "coordinate_transformation_mode", "") == "tf_crop_and_resize"
+        return None if is_cropped else ("resize", {})
+
     def extreme(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:
         """The larger or the smaller of a result and a number: half a clip, of which a ReLU may be the other half."""
         held = [self.number(one) for one in node.input if one not in inputs]
@@ -305,6 +323,7 @@ _RULES: dict[str, Callable[[Following, Any, list[str]], tuple[str, dict[str, Any
     "BatchNormalization": Following.batch_norm,
     **dict.fromkeys(_NORMS, Following.norm),
     **dict.fromkeys(("GroupNormalization", "InstanceNormalization"), Following.group_norm),
+    **dict.fromkeys(("Cast", "CastLike"), Following.cast),
     "Clip": Following.clip,
     "Concat": Following.concat,
     "Expand": Following.expand,
@@ -316,6 +335,7 @@ _RULES: dict[str, Callable[[Following, Any, list[str]], tuple[str, dict[str, Any
     "Pad": Following.pad,
     "ReduceMean": Following.mean,
     "Reshape": Following.reshape,
+    "Resize": Following.resize,
     "Slice": Following.slice,
     "Split": Following.split,
     "Transpose": Following.transpose,
