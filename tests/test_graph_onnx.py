@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from qvis.adapters import onnx as adapter
 from qvis.errors import NoGraphError
@@ -117,11 +117,40 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], str, dict[str, Any]]
     ("Transpose", "x", {}, {}, "transpose", {"axes": (1, 0)}),
     ("Gather", "x i", {"axis": 1}, {"i": np.array(1)}, "split", {"axis": 1, "start": 1, "step": 1}),
     ("Slice", "x a b c", {}, slicing(0, 1, -1), "split", {"axis": -1, "start": 0, "step": 1}),
+    ("Slice", "x a b c", {}, slicing(-2, 9, 1), "split", {"axis": 1, "start": 1, "step": 1}),
+    ("Slice", "x a b c", {}, slicing(-9, 2**62, 1), "identity", {}),
+    ("Slice", "x a b c d", {}, slicing(0, 9, 1) | {"d": np.array([2])}, "split", {"axis": 1, "start": 0, "step": 2}),
+    ("Slice", "x a b", {}, {"a": np.array([1, 1]), "b": np.array([2, 2])}, "split", {"axis": None}),
+    ("Slice", "x a b", {}, {"a": np.array([0, 1]), "b": np.array([2, 2])}, "split", {"axis": 1, "start": 1, "step": 1}),
+    ("Gather", "x i", {"axis": 1}, {"i": np.array([1, 2])}, "split", {"axis": 1, "start": 1, "step": 1}),
+    ("Gather", "x i", {"axis": 1}, {"i": np.array([2, 1])}, "split", {"axis": 1}),
+    ("Gather", "x i", {"axis": 1}, {"i": np.array([-1, 0])}, "split", {"axis": 1}),
     ("Pad", "x p v", {}, {"p": np.zeros(4, "i8"), "v": np.float32(2)}, "pad", {"value": 2.0}),
     ("Pad", "x p", {"mode": "edge"}, {"p": np.zeros(4, "i8")}, "pad", {"value": None}),
     ("Flatten", "x", {}, {}, "flatten", {"start": 1}),
     ("Reshape", "x s", {}, {"s": np.array([3, 2])}, "reshape", {}),
     ("Cast", "x", {"to": 10}, {}, "identity", {}),
+    ("Cast", "x", {"to": 7}, {}, "Cast", {}),
+    ("Expand", "x s", {}, {"s": np.array([2, 3])}, "resize", {}),
+    ("Expand", "x s", {}, {"s": np.array([4, 2, 3])}, "Expand", {}),
+    ("Neg", "x", {}, {}, "mul", {"constant": True}),
+    ("Max", "x s", {}, {"s": np.float32(0)}, "relu", {}),
+    ("Max", "s x", {}, {"s": numbered(2)}, "clip", {"low": 2.0, "high": None}),
+    ("Max", "x s", {}, {"s": numbered(2, 3, 4)}, "Max", {}),
+    ("Min", "x s", {}, {"s": numbered(6)}, "clip", {"low": None, "high": 6.0}),
+    ("Mul", "x s", {}, {"s": numbered(2, 3, 4)}, "mul", {"constant": True, "axis": -1}),
+    ("Add", "s x", {}, {"s": weights(2, 1)}, "add", {"constant": True, "axis": -2}),
+    ("Sub", "s x", {}, {"s": weights(2, 3)}, "sub", {"constant": True}),
+    ("Div", "x s", {}, {"s": numbered(2, 3, 4)}, "div", {"constant": True}),
+    (
+        "RMSNormalization",
+        "x s",
+        {},
+        {"s": numbered(1, 2, 3)},
+        "rms_norm",
+        {"axes": (1,), "scale": True, "shift": False},
+    ),
+    ("Resize", "x - s", {}, {"s": numbered(2, 2)}, "resize", {}),
     ("Sign", "x", {}, {}, "Sign", {}),
     ("ReduceMean", "x a", {}, {"a": np.array([1])}, "ReduceMean", {}),
 ]
@@ -175,6 +204,196 @@ def test_parts_of_a_split_are_nodes_of_their_own() -> None:
     found = of(graph(split, node("Add", "a b")))
     assert [(one.op, one.original) for one in found.nodes[1:3]] == [("split", "cut")] * 2
     assert len(set(found.nodes[3].inputs)) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "constants", "starts"),
+    [
+        ({"num_outputs": 3}, {}, [0, 2, 4]),
+        ({}, {"sizes": np.array([1, 3, 1])}, [0, 1, 4]),
+    ],
+)
+def test_parts_of_a_split_say_where_they_begin(given: dict[str, Any], constants: Any, starts: list[int]) -> None:
+    names = ["x", *constants]
+    model = graph(helper.make_node("Split", names, ["a", "b", "c"], axis=1, **given), node("Sum", "a b c"), **constants)
+    found = of(model, 2, 5).nodes[1:4]
+    assert [one.attributes for one in found] == [{"axis": 1, "start": start, "step": 1} for start in starts]
+
+
+def test_indices_masks_and_statistics_are_no_such_results() -> None:
+    found = of(
+        graph(
+            helper.make_node("MaxPool", ["x"], ["a", "b"], kernel_shape=[2]),
+            helper.make_node("LayerNormalization", ["a", "s"], ["c", "d", "e"]),
+            node("Cast", "b", output="f", to=1),
+            node("Sum", "c d f"),
+            s=numbered(1, 1, 1),
+        ),
+        1, 2, 4,
+    )  # fmt: skip
+    words = [one.op for one in found.nodes]
+    assert words == ["input", "max_pool", "MaxPool", "layer_norm", "LayerNormalization", "identity", "add", "output"]
+
+
+def test_a_clip_in_two_halves_is_a_clip() -> None:
+    found = of(graph(node("Max", "x low", output="a"), node("Min", "high a"), low=np.float32(0), high=numbered(6)))
+    assert [(one.op, dict(one.attributes)) for one in found.nodes[1:3]] == [
+        ("relu", {}),
+        ("clip", {"low": 0.0, "high": 6.0}),
+    ]
+
+
+def test_factors_of_whole_groups_are_none_of_channels() -> None:
+    model = graph(node("GroupNormalization", "x s s", num_groups=2), s=numbered(1, 2))
+    assert single(model).attributes == {"channel_axis": 1, "scale": True, "shift": True}
+    model.opset_import[0].version = 20
+    assert single(model).attributes == {"channel_axis": 1, "scale": False, "shift": False}
+    model = graph(node("InstanceNormalization", "x s s"), s=numbered(1, 2))
+    assert single(model).op == "group_norm"
+
+
+def test_attention_needs_query_key_and_value_and_no_cache() -> None:
+    plain = graph(node("Attention", "q k v"), inputs=("q", "k", "v"))
+    assert of(plain).nodes[3].op == "attention"
+    masked = graph(node("Attention", "q k v m"), inputs=("q", "k", "v"), m=np.zeros((2, 2), np.float32))
+    assert of(masked).nodes[3].op == "attention"
+    for given in ("q k v - p p", "q w v"):
+        other = graph(node("Attention", given), inputs=("q", "v", "p", "k"), w=weights(1, 2, 3, 4))
+        assert next(one for one in of(other).nodes if one.op not in ("input", "output")).op == "Attention"
+
+
+def test_operators_of_others_are_named_with_their_domain_and_the_layers_that_they_use() -> None:
+    model = graph(
+        node("Attention", "x w b", domain="com.microsoft", num_heads=2), w=weights(4, 12), b=numbered(*range(12))
+    )
+    found = single(model)
+    assert found.op == "com.microsoft.Attention"
+    assert set(found.attributes["layers"]) == {layer.name for layer in adapter.read(model).layers}
+    fused = graph(node("FusedConv", "x w", domain="com.microsoft", activation="Sigmoid"), w=weights(4, 2, 3, 3))
+    assert (single(fused).op, single(fused).layer) == ("com.microsoft.FusedConv", "")
+    fused = graph(node("FusedConv", "x w", domain="com.microsoft", activation="Relu"), w=weights(4, 2, 3, 3))
+    assert (single(fused).op, single(fused).layer) == ("conv", "w")
+    assert single(graph(node("Relu", "x", domain="own"))).op == "own.Relu"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Biases that Add nodes add
+
+
+def dense(*between: Any, add: str = "h b", **constants: Any) -> Any:
+    """A product and what may be its bias."""
+    return graph(node("MatMul", "x w", output="h"), *between, node("Add", add), w=weights(3, 4), **constants)
+
+
+@pytest.mark.parametrize("add", ["h b", "b h"])
+@pytest.mark.parametrize("shape", [(4,), (1, 1, 4)])
+def test_a_vector_that_is_added_to_a_product_is_the_bias_of_the_layer(add: str, shape: tuple[int, ...]) -> None:
+    bias = weights(*shape)
+    model = dense(add=add, b=bias)
+    (layer,) = adapter.read(model).layers
+    assert layer.bias is not None
+    np.testing.assert_array_equal(layer.bias(), bias.reshape(-1))
+    assert of(model).nodes[2].attributes == {"constant": True, "bias_of": "w"}
+
+
+def test_constants_that_are_nodes_and_copies_are_biases_too() -> None:
+    held = numpy_helper.from_array(numbered(1, 2, 3, 4))
+    for between in (
+        [helper.make_node("Constant", [], ["b"], value=held)],
+        [helper.make_node("Constant", [], ["c"], value=held), node("Identity", "c", output="b")],
+    ):
+        model = dense(*between)
+        (layer,) = adapter.read(model).layers
+        assert layer.bias is not None
+        np.testing.assert_array_equal(layer.bias(), [1, 2, 3, 4])
+        assert of(model).nodes[2].attributes["bias_of"] == "w"
+    gemm = graph(node("Gemm", "x w", output="h", transB=1), node("Add", "h b"), w=weights(4, 3), b=weights(4))
+    assert adapter.read(gemm).layers[0].bias is not None
+
+
+def test_what_else_is_added_is_no_bias() -> None:
+    seen = dense(b=weights(4))
+    seen.graph.output.append(helper.make_tensor_value_info("h", TensorProto.FLOAT, None))
+    models = [
+        seen,
+        dense(b=weights(1)),
+        dense(b=weights(4, 1)),
+        dense(b=weights(2, 4)),
+        dense(node("Relu", "h", output="r"), b=weights(4), add="r b"),
+        dense(node("Tanh", "h", output="b"), b2=weights(4)),
+        graph(node("Gemm", "x w c", output="h"), node("Add", "h b"), w=weights(3, 4), c=weights(4), b=weights(4)),
+    ]
+    for model in models[:-1]:
+        (layer, *_) = adapter.read(model).layers
+        assert layer.bias is None
+        assert not any("bias_of" in one.attributes for one in of(model).nodes)
+    assert not any("bias_of" in one.attributes for one in of(models[-1]).nodes)
+
+
+def test_a_layer_that_is_used_twice_has_a_bias_where_both_uses_add_the_same() -> None:
+    def twice(second: str) -> Any:
+        return graph(
+            node("MatMul", "x w", output="h"), node("Add", "h b", output="i"),
+            node("MatMul", "i w", output="j"), node("Add", f"j {second}"),
+            w=weights(4, 4), b=weights(4), c=weights(4),
+        )  # fmt: skip
+
+    assert adapter.read(twice("b")).layers[0].bias is not None
+    assert adapter.read(twice("c")).layers[0].bias is None
+    assert [one.attributes.get("bias_of") for one in of(twice("b")).nodes if one.op == "add"] == ["w", "w"]
+    assert not any("bias_of" in one.attributes for one in of(twice("c")).nodes)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights that stay as they are
+
+
+def test_a_weight_that_is_used_the_other_way_round_as_well_is_marked() -> None:
+    model = graph(
+        node("MatMul", "x w", output="h"),
+        node("Transpose", "w", output="t", perm=[1, 0]),
+        node("MatMul", "h t"),
+        w=weights(3, 3),
+    )
+    assert ["transposed" in one.attributes for one in of(model).calls["w"]] == [False, True]
+
+
+def test_what_else_takes_a_weight_is_said() -> None:
+    model = graph(node("MatMul", "x w", output="h"), node("Mul", "h w"), w=weights(3, 3))
+    assert of(model).nodes[2].attributes == {"layers": ("w",)}
+    inner = helper.make_graph(
+        [node("MatMul", "h w", output="z")], "inner", [], [helper.make_tensor_value_info("z", TensorProto.FLOAT, None)]
+    )
+    chosen = helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner)
+    model = graph(node("MatMul", "x w", output="h"), chosen, w=weights(3, 3), c=np.array(True))
+    assert of(model).nodes[2].attributes == {"layers": ("w",)}
+
+
+def test_weights_that_cannot_be_written_are_locked() -> None:
+    model = graph(
+        node("DequantizeLinear", "q s", output="w"), node("MatMul", "x w"),
+        q=np.ones((3, 3), np.int8), s=np.float32(0.5),
+    )  # fmt: skip
+    assert of(model).nodes[1].attributes["locked"].startswith("is quantized already")
+
+
+def test_shapes_and_places_that_are_computed_are_measured_unless_they_depend_on_numbers() -> None:
+    model = graph(
+        node("Shape", "x", output="s"),
+        node("Gather", "s one", output="n"),
+        node("Div", "n two", output="half"),
+        node("Slice", "x half n one", output="a"),
+        node("NonZero", "x", output="z"),
+        node("Shape", "z", output="t"),
+        node("Gather", "t one", output="m"),
+        node("Slice", "x zero m one", output="b"),
+        node("Concat", "a b", axis=1),
+        one=np.array([1]), two=np.array([2]), zero=np.array([0]),
+    )  # fmt: skip
+    model.ir_version = 10
+    found = {one.original or one.name: one for one in of(model, 3, 6).nodes}
+    assert (found["a"].shape, found["a"].attributes) == ((3, 3), {"axis": 1, "step": 1, "start": 3})
+    assert (found["b"].shape, found["b"].attributes) == ((), {"axis": 1})
 
 
 def test_what_no_output_needs_is_left_out_and_functions_are_opened() -> None:
