@@ -65,7 +65,7 @@ def captured_names(node: Any) -> Iterator[str]:
 
 def captured(graph: Any) -> Iterator[str]:
     """What a graph inside a node takes from around it, or makes itself."""
-    yield from (one.name for one in graph.output)
+    yield from (one.name for one in (*graph.output, *graph.initializer))
     for node in graph.node:
         yield from node.input
         yield from node.output
