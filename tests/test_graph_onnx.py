@@ -141,7 +141,11 @@ CASES: list[tuple[str, str, dict[str, Any], dict[str, Any], str, dict[str, Any]]
     ("Mul", "x s", {}, {"s": numbered(2, 3, 4)}, "mul", {"constant": True, "axis": -1}),
     ("Add", "s x", {}, {"s": weights(2, 1)}, "add", {"constant": True, "axis": -2}),
     ("Sub", "s x", {}, {"s": weights(2, 3)}, "sub", {"constant": True}),
-    ("Div", "x s", {}, {"s": numbered(2, 3, 4)}, "div", {"constant": True}),
+    ("Div", "x s", {}, {"s": numbered(2, 3, 4)}, "mul", {"constant": True}),
+    ("Div", "s x", {}, {"s": numbered(2, 3, 4)}, "div", {"constant": True}),
+    ("Einsum", "x w", {"equation": "ab,bc->ac"}, {"w": weights(3, 5)}, "linear", {"channel_axis": 1, "bias": False}),
+    ("Einsum", "x w", {"equation": "ab,cb->ac"}, {"w": weights(5, 3)}, "linear", {"channel_axis": 1, "bias": False}),
+    ("Einsum", "x w", {"equation": "ab,ac->cb"}, {"w": weights(2, 5)}, "matmul", {"channel_axis": 1}),
     (
         "RMSNormalization",
         "x s",
@@ -185,6 +189,14 @@ def test_a_mean_over_space_is_a_pool_and_one_over_channels_is_not() -> None:
 
     assert of(model(2, 3), 2, 3, 5, 5).nodes[2].op == "avg_pool"
     assert of(model(1), 2, 3, 5, 5).nodes[2].op == "ReduceMean"
+    largest = model(2, 3)
+    largest.graph.node[1].op_type = "ReduceMax"
+    assert of(largest, 2, 3, 5, 5).nodes[2].op == "max_pool"
+
+
+def test_integers_are_not_clipped_like_real_numbers() -> None:
+    model = graph(node("Cast", "x", output="i", to=7), node("Clip", "i a b"), a=np.array(0), b=np.array(6))
+    assert [one.op for one in of(model).nodes] == ["input", "Cast", "Clip", "output"]
 
 
 def test_shapes_that_are_computed_are_no_data() -> None:

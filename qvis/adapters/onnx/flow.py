@@ -194,6 +194,8 @@ class Following(Moving):
         if rule is not None:
             found = rule(self, node, inputs)
             return (node.op_type, {}) if found is None else found
+        if node.op_type == "Div" and node.input[1] not in inputs:
+            return "mul", {"constant": True}  # of one over what it divides by
         if node.op_type in _ARITHMETIC:
             constant = len(inputs) < len(node.input)
             word, layer, axis = _ARITHMETIC[node.op_type], self.prepared.added.get(node.output[0]), self._along(node)
@@ -201,7 +203,7 @@ class Following(Moving):
                 return word, {"constant": True, "bias_of": layer}
             return word, {"constant": constant, **({} if axis is None else {"axis": axis})}
         if node.op_type == "Neg":
-            return "mul", {"constant": True}
+            return "mul", {"constant": True}  # of -1
         return _SAME.get(node.op_type, node.op_type), {}
 
     def _along(self, node: Any) -> int | None:
@@ -227,7 +229,7 @@ class Following(Moving):
         rank = self.rank(use.node)
         last = -1 if rank is None else rank - 1
         flat = "Gemm" in node.op_type or self.rank(node.input[use.slot]) == 2
-        if use.slot == 1 and flat and node.op_type != "Einsum" and use.axis == -1:
+        if _sums_last(node, use) if node.op_type == "Einsum" else use.slot == 1 and flat and use.axis == -1:
             return "linear", {"channel_axis": last, "bias": bias}
         return "matmul", {"channel_axis": last if use.slot == 1 else last - 1}
 
@@ -267,7 +269,9 @@ class Following(Moving):
         is_plain = all(one in inputs for one in node.input[:3]) and not any(node.input[4:])
         return ("attention", {}) if is_plain else None
 
-    def clip(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:  # noqa: ARG002
+    def clip(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:
+        if self.prepared.type_of(inputs[0]) not in _REAL_TYPES:
+            return None
         bounds: list[float | None] = []
         for slot, name in ((1, "min"), (2, "max")):
             held = self.number(node.input[slot]) if len(node.input) > slot and node.input[slot] else None
@@ -291,6 +295,8 @@ class Following(Moving):
     def extreme(self, node: Any, inputs: list[str]) -> tuple[str, dict[str, Any]] | None:
         """The larger or the smaller of a result and a number: half a clip, of which a ReLU may be the other half."""
         held = [self.number(one) for one in node.input if one not in inputs]
+        if self.prepared.type_of(inputs[0]) not in _REAL_TYPES:
+            return None
         if len(inputs) != 1 or len(held) != 1 or held[0] is None or held[0].size != 1:
             return None
         bound = float(held[0].reshape(-1)[0])
@@ -317,6 +323,15 @@ class Following(Moving):
         return known
 
 
+def _sums_last(node: Any, use: Use) -> bool:
+    """Whether an Einsum is a matrix times the last axis of what it takes."""
+    left, _, result = attribute(node, "equation", "").replace(" ", "").partition("->")
+    terms = left.split(",")
+    data, weight = terms[1 - use.slot], terms[use.slot]
+    outer = set(weight) - {data[-1:]}
+    return len(weight) == 2 and len(outer) == 1 and result == data[:-1] + outer.pop()
+
+
 _WEIGHTED = ("conv", "conv_transpose", "linear", "matmul", "embedding")
 _RULES: dict[str, Callable[[Following, Any, list[str]], tuple[str, dict[str, Any]] | None]] = {
     "Attention": Following.attention,
@@ -333,7 +348,7 @@ _RULES: dict[str, Callable[[Following, Any, list[str]], tuple[str, dict[str, Any
     "LeakyRelu": lambda flow, node, inputs: ("leaky_relu", {"slope": attribute(node, "alpha", 0.01)}),  # noqa: ARG005
     "PRelu": Following.prelu,
     "Pad": Following.pad,
-    "ReduceMean": Following.mean,
+    **dict.fromkeys(("ReduceMean", "ReduceMax"), Following.mean),
     "Reshape": Following.reshape,
     "Resize": Following.resize,
     "Slice": Following.slice,

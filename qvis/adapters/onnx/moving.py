@@ -116,11 +116,12 @@ class Moving:
         return "pad", {"value": attribute(node, "value", 0.0) if held is None else float(held.reshape(-1)[0])}
 
     def mean(self, node: Any, inputs: list[str]) -> Word | None:
+        """The mean or the largest over axes that are not the channels."""
         rank, channels = self.rank(inputs[0]), self.channels.get(inputs[0])
         axes = self.integers(node, 1, "axes")
         if rank is None or channels is None or not axes or channels % rank in {axis % rank for axis in axes}:
             return None
-        return "avg_pool", {}
+        return "max_pool" if node.op_type == "ReduceMax" else "avg_pool", {}
 
     # -- what is known of values
 
