@@ -125,7 +125,7 @@ class Following(Moving):
         op, attributes = self._describe(node, inputs)
         use = self._uses.get(results[0])
         layer = use.layer if use is not None and op in _WEIGHTED else ""
-        shown = self._title(node, results[0], op, layer)
+        shown = self._title(node, results[0], op, layer, "axis" in attributes)
         starts = self.starts(node) if op == "split" and len(node.output) > 1 else {}
         for result in results:
             name = shown if len(results) == 1 or result == results[0] else f"{shown}:{result}"
@@ -157,12 +157,16 @@ class Following(Moving):
         if axis is not None:
             self.channels[result] = axis
 
-    def _title(self, node: Any, result: str, op: str, layer: str) -> str:
+    def _title(self, node: Any, result: str, op: str, layer: str, has_vector: bool) -> str:
         if layer:
             return layer
         if op == "batch_norm":
             return self._norm_names[result]
-        module = names.of_tensor(node.input[1]) if op in ("layer_norm", "rms_norm", "group_norm") else None
+        module = None
+        if op in ("layer_norm", "rms_norm", "group_norm"):
+            module = names.of_tensor(node.input[1])
+        elif op == "mul" and has_vector:  # of a normalization that is written out
+            module = names.of_tensor(next(one for one in node.input if one in self.prepared.constants))
         wanted = [one for one in (module, node.name) if one]
         return next((one for one in wanted if one not in self._taken | self._reserved), result)
 
