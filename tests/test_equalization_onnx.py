@@ -293,3 +293,20 @@ def test_an_exported_model_is_equalized_as_a_whole() -> None:
     assert result.function_kept
     onnx.checker.check_model(result.model, full_check=True)
     assert adapters.read(result.model).layers
+
+
+def test_high_biases_are_absorbed_that_an_add_adds() -> None:
+    model = made(lambda: nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 3)))
+    with torch.no_grad():
+        model[0].bias.add_(20)  # type: ignore[operator, union-attr]
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (noise(2, 5, 6),), file, dynamo=False, dynamic_axes={"x": [0]}, input_names=["x"])
+    x = np.random.default_rng(0).normal(size=(8, 5, 6)).astype("f4")
+    proto = onnx.load_from_string(file.getvalue())
+    assert [one.op_type for one in proto.graph.node].count("Add") == 2
+    result = qvis.equalize(proto, x, probes=1, activations=True, absorb_biases=True)
+    (step,) = result.steps
+    assert "Biases of 2 layers moved" in str(step)
+    assert apart(run(proto, [x]), run(result.model, [x])) < 1e-5

@@ -215,7 +215,10 @@ class Following(Moving):
         held = [one for one in node.input if one in self.prepared.constants]
         sizes = list(self.prepared.constants[held[0]].dims) if len(held) == 1 and len(node.input) == 2 else []
         varying = [axis - len(sizes) for axis, size in enumerate(sizes) if size > 1]
-        return varying[0] if len(varying) == 1 and node.op_type in ("Add", "Sub", "Mul") else None
+        is_plain = (
+            node.op_type in ("Add", "Sub", "Mul") and attribute(node, "axis", None) is None
+        )  # as before version 7
+        return varying[0] if len(varying) == 1 and is_plain else None
 
     def _weighted(self, node: Any, use: Use) -> tuple[str, dict[str, Any]]:
         if use.data is None:

@@ -208,7 +208,7 @@ class Walk:
         for part in parts:
             self._add(node, part)
             self._note_bias(node, part, _bias(node, inputs), scope, inputs)
-        if node.op == "Add" and node.domain in ("", "ai.onnx"):
+        if node.op == "Add" and node.domain in ("", "ai.onnx") and "axis" not in node.attributes:
             self._note_added(node, scope, inputs)
         known = {part.value.key for part in parts}
         if rule is not None and not any(part.value.floating for part in parts) and node.op != "Gather":
