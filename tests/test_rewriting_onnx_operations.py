@@ -121,16 +121,16 @@ def test_a_normalization_behind_an_added_bias_is_folded() -> None:
 
 def test_vectors_of_sums_and_products_are_written_and_found() -> None:
     model = made(
-        node("Sub", "x c", "take", "h"), node("Mul", "f h", "times", "i"), node("Add", "i c", "give", "j"),
-        node("MatMul", "j w"), c=noise(3, 1), w=noise(5, 4), f=noise(1, 1, 5, seed=1),
+        node("Sub", "x c", "take", "h"), node("Mul", "norm.weight h", "times", "i"), node("Add", "i c", "give", "j"),
+        node("MatMul", "j w"), c=noise(3, 1), w=noise(5, 4), **{"norm.weight": noise(1, 1, 5, seed=1)},
     )  # fmt: skip
     found = adapters.affines(model)
     assert {name: [one is None for one in pair] for name, pair in found.items()} == {
-        "take": [True, False], "times": [False, True], "give": [True, False],
+        "take": [True, False], "norm": [False, True], "give": [True, False],
     }  # fmt: skip
-    wanted = {"take": (None, noise(3, seed=2)), "times": (noise(5, seed=3), None)}
+    wanted = {"take": (None, noise(3, seed=2)), "norm": (noise(5, seed=3), None)}
     new = checked(model, Rewriting(affines=wanted))
-    expected = ((X - wanted["take"][1][:, None]) * wanted["times"][0] + noise(3, 1)) @ noise(5, 4)
+    expected = ((X - wanted["take"][1][:, None]) * wanted["norm"][0] + noise(3, 1)) @ noise(5, 4)
     np.testing.assert_allclose(run(new, X)[0], expected, rtol=1e-5, atol=1e-6)
     with pytest.raises(BadArgumentError, match="affines: the factor of 'take' does not exist; give None"):
         adapters.rewrite(model, adapters.read(model), Rewriting(affines={"take": (noise(3), None)}))

@@ -134,7 +134,8 @@ class Following(Moving):
             elif result == results[0] or op == "split":
                 self._add(result, op, inputs, name, layer, attributes, node.name)
             else:  # indices, masks and statistics
-                self._add(result, node.op_type, inputs, name, "", {}, node.name)
+                rest = {key: one for key, one in attributes.items() if key == "layers"}
+                self._add(result, node.op_type, inputs, name, "", rest, node.name)
 
     def _add(
         self,
