@@ -255,3 +255,16 @@ def test_what_cannot_be_multiplied_is_named_with_the_way_out() -> None:
     chosen = helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner)
     model = made(node("MatMul", "x w", output="h"), chosen, w=noise(5, 5), c=np.array(True))
     refused(model, "multiplies: 'w' is used inside a branch or a loop", w=noise(5))
+
+
+def test_operations_are_put_into_the_model_itself_only_when_everything_is_right() -> None:
+    model, factors = shared(), np.exp(noise(5, seed=2))
+    before = model.SerializeToString()
+    network = adapters.read(model)
+    with pytest.raises(BadArgumentError, match=r"multiplies: 'u' has the shape \(5,\), got \(2,\)"):
+        adapters.rewrite(model, network, Rewriting(multiplies={"w": factors, "u": factors[:2]}), inplace=True)
+    assert model.SerializeToString() == before
+    copied, _ = adapters.rewrite(model, network, Rewriting(multiplies={"w": factors}))
+    new, _ = adapters.rewrite(model, network, Rewriting(multiplies={"w": factors}), inplace=True)
+    assert new is model
+    assert new.SerializeToString() == copied.SerializeToString()
