@@ -86,7 +86,7 @@ def test_an_encoder_is_made_of_known_words(folder: Path) -> None:
     assert [one.attributes for one in norms] == [{"axes": (2,), "scale": True, "shift": True}] * 2
     second = next(one for one in found.nodes if one.layer == "layer.linear2")
     (bias,) = found.users[second.name]
-    assert (bias.op, bias.attributes) == ("add", {"constant": True, "bias_of": "layer.linear2"})
+    assert (bias.op, bias.attributes) == ("add", {"constant": True, "bias_of": "layer.linear2", "axis": -1})
     (residual,) = found.users[bias.name]
     assert (residual.op, residual.attributes, len(residual.inputs)) == ("add", {"constant": False}, 2)
 
@@ -305,7 +305,23 @@ def test_a_vector_that_is_added_to_a_product_is_the_bias_of_the_layer(add: str, 
     (layer,) = adapter.read(model).layers
     assert layer.bias is not None
     np.testing.assert_array_equal(layer.bias(), bias.reshape(-1))
-    assert of(model).nodes[2].attributes == {"constant": True, "bias_of": "w"}
+    assert of(model).nodes[2].attributes == {"constant": True, "bias_of": "w", "axis": -1}
+
+
+@pytest.mark.parametrize(("op", "shape", "rows"), [("Conv", (4, 2, 3), 4), ("ConvTranspose", (4, 3, 1, 1), 6)])
+def test_a_vector_that_is_added_to_the_channels_of_a_convolution_is_its_bias(
+    op: str, shape: tuple[int, ...], rows: int
+) -> None:
+    def model(*sizes: int) -> Any:
+        return graph(node(op, "x w", output="h", group=2), node("Add", "h b"), w=weights(*shape), b=weights(*sizes))
+
+    ones = (1,) * (len(shape) - 2)
+    for sizes in ((rows, *ones), (1, rows, *ones)):
+        (layer,) = adapter.read(model(*sizes)).layers
+        assert layer.bias is not None
+        assert layer.bias().shape == (rows,)
+        assert of(model(*sizes)).nodes[2].attributes == {"constant": True, "bias_of": "w", "axis": 1 - len(shape)}
+    assert adapter.read(model(rows)).layers[0].bias is None
 
 
 def test_constants_that_are_nodes_and_copies_are_biases_too() -> None:

@@ -87,6 +87,26 @@ def test_a_bias_that_others_share_becomes_its_own() -> None:
         np.testing.assert_array_equal(layer.bias(), wanted[layer.name])
 
 
+def test_a_normalization_behind_a_bias_that_is_added_to_a_convolution_is_folded_and_scaled() -> None:
+    model = made(
+        node("Conv", "x w", output="h"), node("Add", "b h", output="i"),
+        node("BatchNormalization", "i scale shift mean variance", "norm", "j"),
+        node("Mul", "j b"),
+        w=noise(3, 3, 1), b=noise(3, 1), scale=noise(3, seed=1), shift=noise(3, seed=2), mean=noise(3, seed=3),
+        variance=noise(3, seed=4) ** 2 + 0.1,
+    )  # fmt: skip
+    network = replace(adapters.read(model), graph=adapters.graph(model))
+    folded = fold_network(network)
+    assert [(one.layer, one.direction) for one in folded.folds] == [("w", "backward")]
+    factors = np.exp(noise(3, seed=5))
+    weights = {"w": folded.weights["w"] * factors[:, None]}
+    norms = {name: replace(norm, shift=norm.shift * factors) for name, norm in folded.norms.items()}
+    biases = {"w": noise(3, 1).reshape(3) * factors}
+    new = checked(model, Rewriting(weights=weights, biases=biases, norms=norms))
+    np.testing.assert_array_equal(stored(new)["b"], noise(3, 1))  # which the Mul takes too
+    np.testing.assert_allclose(run(new, X)[0], run(model, X)[0] * factors[:, None], rtol=1e-4, atol=1e-5)
+
+
 def test_a_layer_whose_uses_add_different_things_has_no_bias_to_write() -> None:
     model = made(
         node("MatMul", "x w", output="h"), node("Add", "h b", output="i"), node("MatMul", "i w", output="j"),

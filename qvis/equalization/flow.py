@@ -218,7 +218,7 @@ class Flow(Moving):
         has_bias = layer is not None and (layer.stored or layer).bias is not None
         bias = self.outputs.get(layer.name) if layer is not None and has_bias else None
         if node.attributes.get("constant") and bias is not None and len(given) == 1:
-            ids = self._vector(given[0], -1)
+            ids = self._vector(given[0], node.attributes.get("axis", -1))
             if ids is None or len(ids) != len(bias):
                 return None
             self.variables.tie(ids, bias)

@@ -89,8 +89,8 @@ def find_sites(
     graph
         How data flows, with shapes if possible. Beside the attributes that :func:`qvis.folding.find_folds` names, a
         ``split`` may have ``start`` and ``step`` (where the part lies; else all that is split gets one scale, unless
-        ``index`` tells), an ``add`` of a constant ``bias_of`` (the layer whose bias this is), and an ``add``, ``sub``
-        or ``mul`` of a vector that can be rewritten ``axis`` (along which it lies).
+        ``index`` tells), an ``add`` of a constant ``bias_of`` (the layer whose bias this is, along the last axis or
+        ``axis``), and an ``add``, ``sub`` or ``mul`` of a vector that can be rewritten ``axis`` (along which it lies).
     network
         The layers, folded or not.
     folded_norms

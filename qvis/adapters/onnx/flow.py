@@ -204,9 +204,8 @@ class Following(Moving):
         if node.op_type in _ARITHMETIC:
             constant = len(inputs) < len(node.input)
             word, layer, axis = _ARITHMETIC[node.op_type], self.prepared.added.get(node.output[0]), self._along(node)
-            if layer is not None:
-                return word, {"constant": True, "bias_of": layer}
-            return word, {"constant": constant, **({} if axis is None else {"axis": axis})}
+            owner = {} if layer is None else {"bias_of": layer}
+            return word, {"constant": constant, **owner, **({} if axis is None else {"axis": axis})}
         if node.op_type == "Neg":
             return "mul", {"constant": True}  # of -1
         return _SAME.get(node.op_type, node.op_type), {}

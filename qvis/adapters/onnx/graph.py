@@ -54,7 +54,7 @@ _STORED_AS_INTEGERS = {"QLinearConv": (8,), "QGemm": (6,)}
 """Inputs that are parameters although they are integers: biases."""
 _BIASED = ("Conv", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv", "Gemm", "FusedGemm")
 """Operators that take what they add to their channels as their third input."""
-_PLAIN = ("MatMul", "FusedMatMul", "Gemm")
+_PLAIN = ("MatMul", "FusedMatMul", "Gemm", "Conv", "ConvTranspose")
 """Operators after which an Add of a vector is what a layer adds to its channels."""
 
 
@@ -74,8 +74,10 @@ def _bias(node: Node, inputs: Sequence[Value | None]) -> Bias | None:
     if node.op not in _BIASED or len(inputs) < 3:
         return None
     value = inputs[2]
+    if value is None or prod(value.shape) != (value.shape[-1] if value.shape else 1):
+        return None
     scaled = "Gemm" in node.op and "beta" in node.attributes and node.attributes["beta"].f != 1
-    return Bias(value, _first(node), 2) if value is not None and value.floating and not scaled else None
+    return Bias(value, _first(node), 2) if value.floating and not scaled else None
 
 
 def _first(node: Node) -> str:
@@ -220,14 +222,19 @@ class Walk:
                 self.order.append((value.key, None))
 
     def _note_bias(self, node: Node, part: Part, bias: Bias | None, scope: Scope, inputs: Inputs) -> None:
-        """What this use of a layer adds; for a plain product an Add may follow."""
-        key = (part.value.key, part.label)
+        """What this use of a layer adds; for one that adds nothing itself an Add may follow."""
+        key, sizes = (part.value.key, part.label), part.value.shape
         uses = self.added.setdefault(key, [])
         uses.append(bias)
         is_right = len(inputs) > 1 and inputs[1] is not None and inputs[1].key == part.value.key
-        if node.op in _PLAIN and is_right and len(part.value.shape) == 2 and not any(node.inputs[2:]):
-            rows = part.value.shape[0 if node.integer("transB", 0) else 1]
-            scope.products[_first(node)] = (key, len(uses) - 1, rows)
+        if node.op not in _PLAIN or not is_right or any(node.inputs[2:]):
+            return
+        if "Conv" in node.op:
+            rows = sizes[0] if node.op == "Conv" else sizes[1] * node.integer("group", 1)
+            scope.products[_first(node)] = (key, len(uses) - 1, rows, 1 - len(sizes))
+        elif len(sizes) == 2:
+            rows = sizes[0 if node.integer("transB", 0) else 1]
+            scope.products[_first(node)] = (key, len(uses) - 1, rows, -1)
 
     def _note_added(self, node: Node, scope: Scope, inputs: Inputs) -> None:
         """Whether an Add is what a layer before it, which nothing else uses there, adds to its channels."""
@@ -235,8 +242,8 @@ class Walk:
             product = scope.products.get(node.inputs[1 - slot]) if len(inputs) == 2 else None
             if value is None or not value.floating or product is None or not scope.is_private(node.inputs[1 - slot]):
                 continue
-            key, use, rows = product
-            if value.shape and value.shape[-1] == prod(value.shape) == rows:
+            key, use, rows, axis = product
+            if len(value.shape) >= -axis and value.shape[axis] == prod(value.shape) == rows:
                 self.added[key][use] = Bias(value, _first(node), slot)
 
     def biases(self, key: tuple[Hashable, str]) -> list[Bias]:

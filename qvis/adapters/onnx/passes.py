@@ -23,8 +23,9 @@ class Scope:
     nodes: list[Node] = field(default_factory=list)
     results: set[str] = field(default_factory=set)
     """What is handed on to the outside."""
-    products: dict[str, tuple[tuple[Hashable, str], int, int]] = field(default_factory=dict)
-    """Results of layers to which a bias may be added: the layer's key, which of its uses it is, and its channels."""
+    products: dict[str, tuple[tuple[Hashable, str], int, int, int]] = field(default_factory=dict)
+    """Results of layers to which a bias may be added: the layer's key, which of its uses it is, how many channels it
+    has, and along which axis."""
 
     def find(self, name: str) -> Value | None:
         """The constant of a name."""
