@@ -190,7 +190,7 @@ class _Builder:
         path = self._plain(f"{prefix}{operation.name}" if operation is not self.model else "(root)", operation)
         given = node.input_tensors[0].shape if node.input_tensors else ()
         kwargs = {**dict(enumerate(node.arguments.args)), **node.arguments.kwargs}
-        kwargs |= {"reverse": kwargs.get("reverse", kwargs.get(1))}
+        kwargs |= {"reverse": kwargs.get("reverse", kwargs.get(1)), "shapes": [one.shape for one in node.input_tensors]}
         steps = of_layer(operation, given, node.outputs[0].shape, kwargs) if ends(operation) is None else None
         if steps is None and self._unfold(node, path):
             return
@@ -246,17 +246,30 @@ class _Builder:
         import keras
 
         operation = node.operation
-        given = node.input_tensors[0].shape if node.input_tensors else ()
         arguments = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
         applied = [name for one in arguments for name in self.layers.get(id(one), ())]
-        step = of_operation(operation, len(inputs), given)
+        called = [*node.arguments.args, *node.arguments.kwargs.values()]
+        step = of_operation(operation, [one.shape for one in node.input_tensors], called)
         layer = ""
         if applied and type(operation).__name__ == "Matmul" and _is_second(arguments):
             step, layer = Step("linear", {"channel_axis": -1, "bias": False}), applied[0]
         elif applied:
             step = Step(f"keras.{type(operation).__name__}", {"layers": tuple(applied)})
+        if step.op == "split" and len(node.outputs) > 1:
+            self._emit_parts(node, f"{prefix}{operation.name}", step, inputs)
+            return
         name = self._name(f"{prefix}{operation.name}", operation)
         self._bind(node.outputs, self._add(name, step, inputs, layer, node.outputs[0].shape))
+
+    def _emit_parts(self, node: Any, base: str, step: Step, inputs: list[str]) -> None:
+        """Add an operation of several results that lie one after the other along an axis."""
+        axis, rank, start = step.attributes["axis"], len(node.input_tensors[0].shape), 0
+        for number, part in enumerate(node.outputs):
+            name = self._name(base if number == 0 else f"{base}/{number}", (node.operation, number))
+            step = step._replace(attributes={"axis": axis, **({} if start is None else {"start": start})})
+            self._bind([part], self._add(name, step, inputs, "", part.shape))
+            size = part.shape[axis] if len(part.shape) == rank else 1
+            start = None if start is None or size is None else start + size
 
     # -----------------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from qvis.adapters.keras import products
 from qvis.adapters.keras.parts import kernel_axes
 
 
@@ -68,7 +69,7 @@ def of_layer(layer: Any, given: Shape, returned: Shape, kwargs: Mapping[str, Any
     given, returned
         The shapes of its first input and its result.
     kwargs
-        What else it was called with.
+        What else it was called with, and the ``shapes`` of all its inputs.
     """
     if not _is_keras(type(layer).call):
         return None
@@ -161,8 +162,39 @@ def _norm(layer: Any, *_: Any) -> list[Step]:
 def _layer_norm(layer: Any, *_: Any) -> list[Step]:
     axes = tuple(layer.axis) if isinstance(layer.axis, (list, tuple)) else (layer.axis,)
     if hasattr(layer, "center"):
-        return [Step("layer_norm", {"axes": axes, "scale": bool(layer.scale), "shift": bool(layer.center)})]
+        return [Step("layer_norm", {"axes": axes, **_affine(layer)})]
     return [Step("rms_norm", {"axes": axes, "scale": True, "shift": False})]
+
+
+def _affine(layer: Any) -> dict[str, bool]:
+    return {"scale": layer.gamma is not None, "shift": layer.beta is not None}
+
+
+def _group_norm(layer: Any, *_: Any) -> list[Step]:
+    return [Step("group_norm", {"channel_axis": int(layer.axis), **_affine(layer)})]
+
+
+def _rescaling(layer: Any, *_: Any) -> list[Step]:
+    steps = [Step("mul", {"constant": True})]
+    return [*steps, Step("add", {"constant": True}, suffix="offset")] if np.any(layer.offset) else steps
+
+
+def _cropping(layer: Any, given: Shape, *_: Any) -> list[Step]:
+    """One part after the other, of one axis each."""
+    cropping = layer.cropping if isinstance(layer.cropping[0], tuple) else (layer.cropping,)
+    first = 2 if getattr(layer, "data_format", "") == "channels_first" else 1
+    steps, shape = list[Step](), list(given)
+    for axis, (before, after) in enumerate(cropping, first):
+        if before or after:
+            shape[axis] = None if shape[axis] is None else shape[axis] - before - after
+            steps.append(Step("split", {"axis": axis, "start": before}, suffix=f"axis{axis}", shape=tuple(shape)))
+    # the last one has the layer's name
+    return [*steps[:-1], steps[-1]._replace(suffix="")] if steps else [Step("identity")]
+
+
+def _dot(layer: Any, _given: Shape, _returned: Shape, kwargs: Mapping[str, Any]) -> list[Step]:
+    equation = products.of_operation(layer, [len(shape) for shape in kwargs.get("shapes", ())])
+    return [Step("keras.Dot") if equation is None else Step("matmul", {"equation": equation})]
 
 
 def _relu(layer: Any, *_: Any) -> list[Step]:
@@ -201,7 +233,8 @@ _LAYERS: dict[str, Callable[..., list[Step]]] = {
     "BatchNormalization": _norm,
     "LayerNormalization": _layer_norm,
     "RMSNormalization": _layer_norm,
-    "GroupNormalization": _word("group_norm"),
+    "GroupNormalization": _group_norm,
+    "Rescaling": _rescaling,
     "ReLU": _relu,
     "LeakyReLU": lambda layer, *_: [Step("leaky_relu", {"slope": float(layer.negative_slope)})],
     "PReLU": _prelu,
@@ -212,12 +245,12 @@ _LAYERS: dict[str, Callable[..., list[Step]]] = {
     "Subtract": _word("sub", constant=False),
     "Multiply": _word("mul", constant=False),
     "Concatenate": lambda layer, *_: [Step("concat", {"axis": int(layer.axis)})],
-    "Dot": _word("matmul"),
+    "Dot": _dot,
     **{f"{kind}MaxPooling{n}D": _word("max_pool") for kind in ("", "Global") for n in (1, 2, 3)},
     **{f"{kind}AveragePooling{n}D": _word("avg_pool") for kind in ("", "Global") for n in (1, 2, 3)},
     **{f"ZeroPadding{n}D": _word("pad", value=0.0) for n in (1, 2, 3)},
     **{f"UpSampling{n}D": _word("resize") for n in (1, 2, 3)},
-    **{f"Cropping{n}D": _word("split", axis=None) for n in (1, 2, 3)},
+    **{f"Cropping{n}D": _cropping for n in (1, 2, 3)},
     "Flatten": _flatten,
     "Reshape": _word("reshape"),
     "Permute": lambda layer, *_: [Step("transpose", {"axes": (0, *layer.dims)})],
@@ -246,23 +279,56 @@ _SAME = {
     "MaxPool": "max_pool",
     "AveragePool": "avg_pool",
     "Resize": "resize",
-    "DotProductAttention": "attention",
 }
 _OF_TWO = {"Add": "add", "Subtract": "sub", "Multiply": "mul", "Divide": "div", "TrueDivide": "div"}
-_PRODUCTS = ("Matmul", "Einsum", "Dot", "Tensordot")
 
 
-def of_operation(operation: Any, inputs: int, given: Shape) -> Step:
-    """The step of an operation of ``keras.ops`` that takes so many results."""
+def of_operation(operation: Any, shapes: Sequence[Shape], arguments: Sequence[Any]) -> Step:
+    """The step of an operation of ``keras.ops``.
+
+    Parameters
+    ----------
+    operation
+        The operation.
+    shapes
+        Those of the results that it takes.
+    arguments
+        All that it was called with, in order.
+    """
     name = type(operation).__name__
     if name in _SAME:
         return Step(_SAME[name])
     if name in _OF_TWO:
-        return Step(_OF_TWO[name], {"constant": inputs == 1})
-    if name in _PRODUCTS and inputs == 2:
+        return Step(_OF_TWO[name], {"constant": len(shapes) == 1})
+    if name == "Matmul" and len(shapes) == 2:
         return Step("matmul")
-    found = _with_numbers(name, vars(operation), given)
+    if name == "DotProductAttention":
+        return Step("attention", {"tokens": 1})
+    if name == "GetItem":
+        return Step("split", _part(arguments[-1], len(shapes[0])))
+    equation = products.of_operation(operation, [len(shape) for shape in shapes])
+    if equation is not None:
+        return Step("matmul", {"equation": equation})
+    found = _with_numbers(name, vars(operation), shapes[0] if shapes else ())
     return found if found is not None else Step(f"keras.{name}")
+
+
+def _part(key: Any, rank: int) -> dict[str, Any]:
+    """Where a part lies that is taken along one axis; of several axes, nothing is told."""
+    keys = list(key) if isinstance(key, (tuple, list)) else [key]
+    numbers = [n for one in keys for n in ((one.start, one.step) if isinstance(one, slice) else (one,))]
+    if None in keys or not all(one is None or one is ... or type(one) is int for one in numbers):
+        return {"axis": None}
+    if ... in keys:
+        at = keys.index(...)
+        keys[at : at + 1] = [slice(None)] * (rank - len(keys) + 1)
+    cut = [(axis, one) for axis, one in enumerate(keys) if one != slice(None)]
+    if len(cut) != 1:
+        return {"axis": None}
+    ((axis, one),) = cut
+    if isinstance(one, slice):
+        return {"axis": axis, "start": one.start or 0, "step": one.step or 1}
+    return {"axis": axis, "start": one}
 
 
 def _with_numbers(name: str, held: Mapping[str, Any], given: Shape) -> Step | None:
@@ -276,16 +342,32 @@ def _with_numbers(name: str, held: Mapping[str, Any], given: Shape) -> Step | No
         return Step("clip", {"low": low, "high": high})
     if name == "Concatenate":
         return Step("concat", {"axis": held.get("axis")})
-    if name in ("Split", "GetItem", "Slice", "Unstack"):
-        return Step("split", {"axis": held.get("axis") if name in ("Split", "Unstack") else None})
-    if name == "Transpose":
-        axes = held.get("axes")
-        return Step("transpose", {"axes": tuple(axes) if axes is not None else tuple(range(len(given)))[::-1]})
+    if name in ("Split", "Unstack"):
+        return Step("split", {"axis": held.get("axis")})
+    if name == "Slice":
+        return Step("split", {"axis": None})
+    if name in ("Transpose", "Swapaxes", "Moveaxis"):
+        return Step("transpose", {"axes": _order(name, held, len(given))})
     if name == "Pad" and held.get("mode") == "constant":
         return Step("pad", {"value": float(held.get("constant_values") or 0)})
+    if name == "Repeat" and held.get("axis") is not None:
+        return Step("resize")
     if name == "Mean" and _is_spatial(held.get("axis"), len(given)):
         return Step("avg_pool")
     return None
+
+
+def _order(name: str, held: Mapping[str, Any], rank: int) -> tuple[int, ...]:
+    """The axes of what is transposed, in the order of the result."""
+    order = list(range(rank))
+    if name == "Transpose":
+        return tuple(order[::-1] if held.get("axes") is None else held["axes"])
+    if name == "Swapaxes":
+        one, other = held["axis1"], held["axis2"]
+        order[one], order[other] = order[other], order[one]
+        return tuple(order)
+    shape = np.moveaxis(np.empty(range(1, rank + 1), np.bool_), held["source"], held["destination"]).shape
+    return tuple(size - 1 for size in shape)
 
 
 def _is_spatial(axes: int | Sequence[int] | None, rank: int) -> bool:
