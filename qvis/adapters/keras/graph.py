@@ -263,7 +263,8 @@ class _Builder:
 
     def _emit_parts(self, node: Any, base: str, step: Step, inputs: list[str]) -> None:
         """Add an operation of several results that lie one after the other along an axis."""
-        axis, rank, start = step.attributes["axis"], len(node.input_tensors[0].shape), 0
+        axis, rank = step.attributes["axis"], len(node.input_tensors[0].shape)
+        start: int | None = 0
         for number, part in enumerate(node.outputs):
             name = self._name(base if number == 0 else f"{base}/{number}", (node.operation, number))
             step = step._replace(attributes={"axis": axis, **({} if start is None else {"start": start})})

@@ -18,16 +18,16 @@ def of_einsum(subscripts: str, ranks: Sequence[int]) -> str | None:
     if len(operands) != 2 or len(ranks) != 2:
         return None
     unused = [letter for letter in ascii_letters if letter not in subscripts]
-    counts = [rank - len(one.replace("...", "")) if "..." in one else 0 for one, rank in zip(operands, ranks, strict=True)]
+    counts = [
+        rank - len(one.replace("...", "")) if "..." in one else 0 for one, rank in zip(operands, ranks, strict=True)
+    ]
     if min(counts) < 0:
         return None
     dots = "".join(unused[: max(counts)])
     if not arrow:
         plain = before.replace("...", "").replace(",", "")
         after = "..." + "".join(letter for letter in sorted(set(plain)) if plain.count(letter) == 1)
-    operands = [
-        one.replace("...", dots[len(dots) - count :]) for one, count in zip(operands, counts, strict=True)
-    ]
+    operands = [one.replace("...", dots[len(dots) - count :]) for one, count in zip(operands, counts, strict=True)]
     fits = all(len(set(one)) == len(one) == rank for one, rank in zip(operands, ranks, strict=True))
     return f"{','.join(operands)}->{after.replace('...', dots)}" if fits else None
 
