@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from qvis.adapters.keras.live import collect, ends, package_of, walk
+from qvis.adapters.keras.live import collect, ends, numbers, package_of, walk
 from qvis.adapters.keras.outputs import described, first_line
 from qvis.adapters.keras.parts import RULES
 from qvis.adapters.keras.steps import Step, of_layer, of_operation
 from qvis.adapters.keras.tap import untouched
 from qvis.errors import NoGraphError
-from qvis.layers import Graph, Node, Norm
+from qvis.layers import FloatArray, Graph, Node, Norm
 from qvis.running import Batch
 
 
@@ -329,7 +329,13 @@ def _is_second(arguments: Sequence[Any]) -> bool:
 
 
 def _norm(layer: Any, name: str) -> Norm:
-    mean, variance = (np.asarray(one, np.float32) for one in (layer.moving_mean, layer.moving_variance))
-    scale = np.ones_like(mean) if layer.gamma is None else np.asarray(layer.gamma, np.float32)
-    shift = np.zeros_like(mean) if layer.beta is None else np.asarray(layer.beta, np.float32)
+    mean, variance = (_floats(one) for one in (layer.moving_mean, layer.moving_variance))
+    scale = np.ones_like(mean) if layer.gamma is None else _floats(layer.gamma)
+    shift = np.zeros_like(mean) if layer.beta is None else _floats(layer.beta)
     return Norm(name, mean, variance, scale, shift, float(layer.epsilon))
+
+
+def _floats(variable: Any) -> FloatArray:
+    """In float32 where they are not float64."""
+    found = numbers(variable, None)
+    return found if found.dtype == np.float64 else found.astype(np.float32)

@@ -75,12 +75,16 @@ def rewrite_model(model: Any, network: Network, rewriting: Rewriting, inplace: b
 
 
 def affines_of(model: Any) -> dict[str, tuple[FloatArray | None, FloatArray | None]]:
-    """Factor and shift of the layer, RMS and group normalizations that have a factor, by name; as float32."""
+    """Factor and shift of the layer, RMS and group normalizations that have a factor, by name.
+
+    As float32 where they are not float64.
+    """
     kinds = {"LayerNormalization", "RMSNormalization", "GroupNormalization"}
     found: dict[str, tuple[FloatArray | None, FloatArray | None]] = {}
     for name, _, layer in walk(model):
         held = _affine(layer) if kinds & {cls.__name__ for cls in type(layer).__mro__} else {}
-        values = {part: numbers(one, None).astype(np.float32) for part, one in held.items()}
+        values: dict[str, FloatArray] = {part: numbers(one, None) for part, one in held.items()}
+        values = {part: one if one.dtype == np.float64 else one.astype(np.float32) for part, one in values.items()}
         if "factor" in values:
             found[name] = (values["factor"], values.get("shift"))
     return found

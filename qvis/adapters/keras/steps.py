@@ -299,7 +299,8 @@ def of_operation(operation: Any, shapes: Sequence[Shape], arguments: Sequence[An
     if name in _SAME:
         return Step(_SAME[name])
     if name in _OF_TWO:
-        return Step(_OF_TWO[name], {"constant": len(shapes) == 1})
+        divisor = {"divisor": True} if _OF_TWO[name] == "div" and hasattr(arguments[0], "_keras_history") else {}
+        return Step(_OF_TWO[name], {"constant": len(shapes) == 1, **divisor})
     if name == "Matmul" and len(shapes) == 2:
         return Step("matmul")
     if name == "DotProductAttention":
@@ -340,7 +341,7 @@ def _with_numbers(name: str, held: Mapping[str, Any], given: Shape) -> Step | No
     if name == "Clip" and all(np.ndim(held[key]) == 0 for key in ("x_min", "x_max")):
         low, high = (None if held[key] is None else float(held[key]) for key in ("x_min", "x_max"))
         return Step("clip", {"low": low, "high": high})
-    if name == "Concatenate":
+    if name in ("Concatenate", "Stack"):
         return Step("concat", {"axis": held.get("axis")})
     if name in ("Split", "Unstack"):
         return Step("split", {"axis": held.get("axis")})
