@@ -6,7 +6,7 @@ nothing; so are layers that are made of others. What that leaves in the model is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from inspect import signature
@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from qvis.adapters.keras.live import collect, ends, numbers, package_of, walk
+from qvis.adapters.keras.calling import call_anew, forgets_sizes, in_order, inputs_like, tell_shapes
+from qvis.adapters.keras.live import collect, ends, nodes_of, numbers, package_of, walk
 from qvis.adapters.keras.outputs import described, first_line
 from qvis.adapters.keras.parts import RULES
 from qvis.adapters.keras.steps import Step, of_layer, of_operation
@@ -50,12 +51,16 @@ def graph(model: Any, example: Batch | None = None) -> Graph:
 def _find(model: Any, example: Batch | None) -> Graph:
     size = 1 if example is None else example.size
     builder = _Builder(model, size)
-    with untouched({id(layer): layer for _, _, layer in walk(model)}.values()):
+    layers = {id(layer): layer for _, _, layer in walk(model)}.values()
+    touched = [*layers, *(node.operation for layer in layers if ends(layer) is not None for node in nodes_of(layer))]
+    with untouched({id(one): one for one in touched}.values()):
+        tell_shapes(model)
         both = ends(model)
         if both is not None:
-            builder.take_in(both[0])
-            builder.follow(_tensors(both[1]), "")
-            builder.finish(both[1])
+            inputs, results = _sized(model, example, size) if forgets_sizes(model) else both
+            builder.take_in(inputs, [_name_of(one) for one in _tensors(both[0])])
+            builder.follow(_tensors(results), "")
+            builder.finish(results)
             return builder.graph(f"the nodes of Keras {package_of(model).__version__}")
         args, kwargs = _symbolic(model, example)
         builder.take_in((*args, *kwargs.values()), [*kwargs])
@@ -68,6 +73,22 @@ def _find(model: Any, example: Batch | None) -> Graph:
             ) from error
         builder.finish(results)
         return builder.graph(f"a call of Keras {package_of(model).__version__} on symbolic tensors")
+
+
+def _sized(model: Any, example: Batch | None, samples: int) -> tuple[Any, Any]:
+    """The inputs and results of a functional or sequential model, with sizes that its own do not have."""
+    try:
+        args, kwargs = ((), {}) if example is None else _symbolic(model, example)
+        given = inputs_like(model, args, kwargs, samples)
+        return given, call_anew(model, given)
+    except Exception:  # as where the example does not suit it: then what is known has to do
+        return ends(model) or ((), ())
+
+
+def _name_of(tensor: Any) -> str:
+    """The name of an input: that of its layer."""
+    history = getattr(tensor, "_keras_history", None)
+    return "input" if history is None or history.operation is None else str(history.operation.name)
 
 
 def _tensors(nest: Any) -> list[Any]:
@@ -133,8 +154,6 @@ class _Builder:
         tensors = _tensors(given)
         names = ["input"] * (len(tensors) - len(names)) + list(names)
         for one, name in zip(tensors, names, strict=True):
-            history = getattr(one, "_keras_history", None)
-            name = name if history is None or history.operation is None else str(history.operation.name)
             self._bind([one], self._add(self._name(name, one), Step("input"), (), shape=one.shape))
 
     def finish(self, results: Any) -> None:
@@ -202,10 +221,14 @@ class _Builder:
         inner = ends(layer)
         try:
             if inner is not None:
-                taken = _tensors(inner[0])
-                for one, given in zip(taken, _in_order(node, inner[0]), strict=True):
-                    self._bind([one], self.made[id(given)])
-                results = _tensors(inner[1])
+                args, kwargs = node.arguments.args, node.arguments.kwargs
+                given = in_order(args[0] if args else next(iter(kwargs.values())), inner[0])
+                if forgets_sizes(layer):
+                    results = _tensors(call_anew(layer, given))
+                else:
+                    results = _tensors(inner[1])
+                    for one, other in zip(_tensors(inner[0]), given, strict=True):
+                        self._bind([one], self.made[id(other)])
                 self.follow(results, f"{path}/")
             else:
                 results = _tensors(self.look_into(layer, f"{path}/", node.arguments.args, dict(node.arguments.kwargs)))
@@ -313,14 +336,6 @@ def _is_plain(layer: Any, args: Any) -> bool:
     """Whether a layer alone is asked for, which has a rule of its own."""
     shape = args[0].shape if args and hasattr(args[0], "shape") else ()
     return of_layer(layer, shape, shape, {}) is not None
-
-
-def _in_order(node: Any, expected: Any) -> list[Any]:
-    """What a model inside is given, in the order of its inputs."""
-    given = node.arguments.args[0] if node.arguments.args else next(iter(node.arguments.kwargs.values()))
-    if isinstance(given, Mapping) and not isinstance(expected, Mapping):
-        return [given[one.name] for one in _tensors(expected)]
-    return _tensors(given)
 
 
 def _is_second(arguments: Sequence[Any]) -> bool:

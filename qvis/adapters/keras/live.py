@@ -89,6 +89,12 @@ def ends(model: Any) -> tuple[Any, Any] | None:
     return functional._inputs_struct, functional._outputs_struct
 
 
+def nodes_of(model: Any) -> list[Any]:
+    """The calls that a functional or sequential model is made of."""
+    functional = getattr(model, "_functional", None) or model
+    return [node for nodes in functional._nodes_by_depth.values() for node in nodes]
+
+
 def is_compiled(layer: Any) -> bool:
     """Whether the layer's own code is compiled by ``tf.function``, which keeps what it was traced with."""
     tf = sys.modules.get("tensorflow")

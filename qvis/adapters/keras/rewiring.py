@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qvis.adapters.keras.live import TRACED, children, collect, ends, is_compiled, package_of, walk
+from qvis.adapters.keras.live import TRACED, children, collect, ends, is_compiled, nodes_of, package_of, walk
 from qvis.adapters.keras.steps import Step, activation, of_layer, of_operation
 from qvis.adapters.keras.units import Source
 from qvis.adapters.rewritten import check_layers, fitted
@@ -154,7 +154,7 @@ def _plain_operations(layer: Any) -> Iterator[Any]:
     """The clips among the operations of a functional or sequential model that are no layers."""
     if ends(layer) is None:
         return
-    for node in _nodes(layer):
+    for node in nodes_of(layer):
         operation = node.operation
         if not hasattr(operation, "_layers") and type(operation).__name__ in ("Clip", "Relu6"):
             called = [*node.arguments.args, *node.arguments.kwargs.values()]
@@ -287,7 +287,7 @@ def _insert(model: Any, layer: Any, before: Any) -> None:
     """Call a layer on all that another one takes in a functional or sequential model."""
     import keras
 
-    mine = {id(node) for node in _nodes(model)}
+    mine = {id(node) for node in nodes_of(model)}
     for node in [node for node in layer._inbound_nodes if id(node) in mine]:  # in the order in which Keras numbers them
         (given,) = node.input_tensors
         new = before(given)
@@ -317,11 +317,6 @@ def _free_name(model: Any, name: str) -> str:
 def _functional(model: Any) -> Any:
     """What holds the nodes of a functional or sequential model."""
     return getattr(model, "_functional", None) or model
-
-
-def _nodes(model: Any) -> list[Any]:
-    """The calls that a functional or sequential model is made of."""
-    return [node for nodes in _functional(model)._nodes_by_depth.values() for node in nodes]
 
 
 def _map_anew(model: Any) -> None:

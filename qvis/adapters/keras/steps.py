@@ -94,13 +94,14 @@ def _dense(layer: Any, *_: Any) -> list[Step]:
     return [Step("linear", {"channel_axis": -1, "bias": bool(layer.use_bias)}, "kernel")]
 
 
-def _einsum(layer: Any, given: Shape, returned: Shape, _: Any) -> list[Step]:
+def _einsum(layer: Any, given: Shape, *_: Any) -> list[Step]:
     """A matrix times the last axes, several of which count as one; else an operation of its own."""
     left, _, rest = layer.equation.replace(" ", "").partition(",")
     kernel, _, right = rest.partition("->")
     reached = [kernel[axis] for axis in kernel_axes({"equation": layer.equation}, len(kernel)) or ()]
     summed = [letter for letter in kernel if letter not in reached]
-    plain = left.endswith("".join(summed)) and right.endswith("".join(reached)) and not set(reached) & set(left)
+    ends = left.endswith("".join(summed)) and right.endswith("".join(reached)) and not set(reached) & set(left)
+    plain = ends and left[: len(left) - len(summed)] == right[: len(right) - len(reached)]
     if not (plain and summed and reached and kernel == "".join(summed + reached)):
         return [Step("keras.EinsumDense", {}, "kernel")]
     sizes = dict(zip(kernel, layer.kernel.shape, strict=True))
@@ -110,7 +111,7 @@ def _einsum(layer: Any, given: Shape, returned: Shape, _: Any) -> list[Step]:
     attributes = {"channel_axis": -1, "bias": layer.bias is not None}
     steps.append(Step("linear", attributes, "kernel", shape=(*outer, after)))
     if len(reached) > 1:
-        steps.append(Step("reshape", suffix="outputs", shape=returned))
+        steps.append(Step("reshape", suffix="outputs", shape=(*outer, *(sizes[one] for one in reached))))
     return steps
 
 
