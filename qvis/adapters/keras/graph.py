@@ -282,7 +282,8 @@ class _Builder:
             self._emit_parts(node, f"{prefix}{operation.name}", step, inputs)
             return
         name = self._name(f"{prefix}{operation.name}", operation)
-        self._bind(node.outputs, self._add(name, step, inputs, layer, node.outputs[0].shape))
+        shape = node.outputs[0].shape if step.shape is None else step.shape
+        self._bind(node.outputs, self._add(name, step, inputs, layer, shape))
 
     def _emit_parts(self, node: Any, base: str, step: Step, inputs: list[str]) -> None:
         """Add an operation of several results that lie one after the other along an axis."""

@@ -305,7 +305,8 @@ def of_operation(operation: Any, shapes: Sequence[Shape], arguments: Sequence[An
     if name == "Matmul" and len(shapes) == 2:
         return Step("matmul")
     if name == "DotProductAttention":
-        return Step("attention", {"tokens": 1})
+        # of which Keras says that it has the shape of the query
+        return Step("attention", {"tokens": 1}, shape=(*shapes[0][:-1], shapes[2][-1]))
     if name == "GetItem":
         return Step("split", _part(arguments[-1], len(shapes[0])))
     equation = products.of_operation(operation, [len(shape) for shape in shapes])
