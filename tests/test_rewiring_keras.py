@@ -340,6 +340,28 @@ def subclassed() -> Any:
     return model
 
 
+def test_it_is_known_before_which_layers_a_multiplication_can_be_put(tmp_path: Path) -> None:
+    from qvis.adapters import keras as adapter
+    from qvis.adapters.keras import files
+
+    model, _, network, _ = multiplied("nested")
+    assert adapter.multipliable(model, network) == ["shared", "inner/up", "inner/down", "heads", "merge", "last"]
+    path = adapters.save(model, tmp_path / "model.keras")
+    assert files.multipliable(path, network) == adapter.multipliable(model, network)
+    for make, shape in ((attending, (2, 3, 4)), (shared_kernel, (2, 4)), (subclassed, (2, 4))):
+        assert adapter.multipliable(make(), read(make(), noise(*shape))) == []
+
+
+def test_the_factors_of_normalizations_in_a_file_are_found(tmp_path: Path) -> None:
+    model = draw(keras.Sequential([keras.Input((4,)), L.LayerNormalization(center=False, name="norm"), L.Dense(2)]))
+    path = adapters.save(model, tmp_path / "model.keras")
+    ((name, (factor, shift)),) = adapters.affines(path).items()
+    assert (name, shift) == ("norm", None)
+    np.testing.assert_array_equal(factor, model.layers[0].gamma.numpy())
+    path = adapters.save(keras.Sequential([keras.Input((3,)), L.Lambda(lambda x: x)]), tmp_path / "code.keras")
+    assert adapters.affines(path) == {}
+
+
 @pytest.mark.parametrize(
     ("make", "shape", "layer", "count", "reason"),
     [

@@ -16,9 +16,10 @@ import numpy as np
 
 from qvis.adapters.keras.calling import call_anew, forgets_sizes, in_order, inputs_like, tell_shapes
 from qvis.adapters.keras.live import collect, ends, nodes_of, numbers, package_of, walk
+from qvis.adapters.keras.operations import of_operation
 from qvis.adapters.keras.outputs import described, first_line
 from qvis.adapters.keras.parts import RULES
-from qvis.adapters.keras.steps import Step, of_layer, of_operation
+from qvis.adapters.keras.steps import Step, of_layer
 from qvis.adapters.keras.tap import untouched
 from qvis.errors import NoGraphError
 from qvis.layers import FloatArray, Graph, Node, Norm
@@ -253,7 +254,7 @@ class _Builder:
             attributes = {"layers": tuple(dict.fromkeys(inside))} if inside else {}
             steps = [Step(op, attributes, steps[0].weight if steps else ""), *(steps or [])[1:]]
         whole = node.outputs[0].shape
-        if steps[0].op in ("add", "mul"):  # of several, two by two
+        if steps[0].op in ("add", "mul", "maximum"):  # of several, two by two
             for number in range(1, len(inputs) - 1):
                 name = self._name(f"{path}/{number}", (layer, number))
                 inputs = [self._add(name, steps[0], inputs[:2], shape=whole), *inputs[2:]]

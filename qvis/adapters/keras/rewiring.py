@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qvis.adapters.keras.live import TRACED, children, collect, ends, is_compiled, nodes_of, package_of, walk
-from qvis.adapters.keras.steps import Step, activation, of_layer, of_operation
+from qvis.adapters.keras.operations import of_operation
+from qvis.adapters.keras.steps import Step, activation, of_layer
 from qvis.adapters.keras.units import Source
 from qvis.adapters.rewritten import check_layers, fitted
 from qvis.errors import BadArgumentError, suggest
@@ -195,6 +196,12 @@ def check_multiplies(
         numbers = fitted("multiplies", name, given, (columns,))
         if not np.all(np.isfinite(numbers)):
             raise BadArgumentError(f"multiplies: {name!r} has numbers that are not finite; give finite ones")
+
+
+def multipliable_layers(model: Any, network: Network, sources: Mapping[str, Sequence[Source]]) -> list[str]:
+    """The layers before which something can be put, by name."""
+    names = [layer.name for layer in network.layers if layer.name in sources]
+    return [name for name in names if not _refusal(model, network, name, sources[name])]
 
 
 def _refusal(model: Any, network: Network, name: str, places: Sequence[Source]) -> str:

@@ -14,7 +14,13 @@ from qvis.adapters.keras import parts
 from qvis.adapters.keras.copying import copied
 from qvis.adapters.keras.live import collect, numbers, walk
 from qvis.adapters.keras.outputs import first_line
-from qvis.adapters.keras.rewiring import check_clips, check_multiplies, exchange_clips, multiply_inputs
+from qvis.adapters.keras.rewiring import (
+    check_clips,
+    check_multiplies,
+    exchange_clips,
+    multipliable_layers,
+    multiply_inputs,
+)
 from qvis.adapters.keras.units import AnyArray, Source
 from qvis.adapters.rewritten import Rewritten, check_layers, check_stored, express, fitted, precision_notes
 from qvis.errors import BadArgumentError, OutputError, suggest
@@ -90,6 +96,11 @@ def affines_of(model: Any) -> dict[str, tuple[FloatArray | None, FloatArray | No
     return found
 
 
+def multipliable(model: Any, network: Network) -> list[str]:
+    """The layers before which a multiplication can be put in a copy, by name."""
+    return multipliable_layers(model, network, _places(model))
+
+
 def save_model(model: Any, path: Path) -> None:
     """Write a model as Keras does.
 
@@ -120,6 +131,17 @@ def _all(model: Any) -> list[Any]:
     return list(found.values())
 
 
+def _places(model: Any) -> dict[str, list[Source]]:
+    """Where the weights that can be written come from, by all names of their layers."""
+    found = collect(model)
+    return {
+        name: found.sources[key]
+        for key, layer in found.layers.items()
+        for name in (layer.name, *layer.aliases)
+        if found.sources[key][0].variable.is_float
+    }
+
+
 @dataclass
 class _Plan:
     """What is to become of which variable, by its place in memory."""
@@ -132,13 +154,7 @@ class _Plan:
 
     def add(self, network: Network, rewriting: Rewriting) -> None:
         """Take in all that is asked for."""
-        found = collect(self.model)
-        places = {
-            name: found.sources[key]
-            for key, layer in found.layers.items()
-            for name in (layer.name, *layer.aliases)
-            if found.sources[key][0].variable.is_float
-        }
+        places = _places(self.model)
         sources = {name: several[0] for name, several in places.items()}
         biases = {name: _bias(source) for name, source in sources.items()}
         check_layers(network, "weights", rewriting.weights, sources)

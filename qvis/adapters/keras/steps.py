@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -180,12 +181,27 @@ def _rescaling(layer: Any, *_: Any) -> list[Step]:
     return [*steps, Step("add", {"constant": True}, suffix="offset")] if np.any(layer.offset) else steps
 
 
+def _global_pool(op: str, layer: Any, given: Shape, *_: Any) -> list[Step]:
+    first = 2 if layer.data_format == "channels_first" else 1
+    return [Step(op, {"axes": tuple(range(first, first + len(given) - 2))})]
+
+
+def _padding(layer: Any, given: Shape, *_: Any) -> list[Step]:
+    widths = _by_axis(layer, layer.padding)
+    return [Step("pad", {"value": 0.0, "widths": tuple(widths.get(axis, (0, 0)) for axis in range(len(given)))})]
+
+
+def _by_axis(layer: Any, numbers: Any) -> dict[int, tuple[int, int]]:
+    """What is added or cut before and after, by axis."""
+    pairs = numbers if isinstance(numbers[0], (tuple, list)) else (numbers,)
+    first = 2 if getattr(layer, "data_format", "") == "channels_first" else 1
+    return {axis: (int(before), int(after)) for axis, (before, after) in enumerate(pairs, first)}
+
+
 def _cropping(layer: Any, given: Shape, *_: Any) -> list[Step]:
     """One part after the other, of one axis each."""
-    cropping = layer.cropping if isinstance(layer.cropping[0], tuple) else (layer.cropping,)
-    first = 2 if getattr(layer, "data_format", "") == "channels_first" else 1
     steps, shape = list[Step](), list(given)
-    for axis, (before, after) in enumerate(cropping, first):
+    for axis, (before, after) in _by_axis(layer, layer.cropping).items():
         if before or after:
             shape[axis] = None if shape[axis] is None else shape[axis] - before - after
             steps.append(Step("split", {"axis": axis, "start": before}, suffix=f"axis{axis}", shape=tuple(shape)))
@@ -247,9 +263,14 @@ _LAYERS: dict[str, Callable[..., list[Step]]] = {
     "Multiply": _word("mul", constant=False),
     "Concatenate": lambda layer, *_: [Step("concat", {"axis": int(layer.axis)})],
     "Dot": _dot,
-    **{f"{kind}MaxPooling{n}D": _word("max_pool") for kind in ("", "Global") for n in (1, 2, 3)},
-    **{f"{kind}AveragePooling{n}D": _word("avg_pool") for kind in ("", "Global") for n in (1, 2, 3)},
-    **{f"ZeroPadding{n}D": _word("pad", value=0.0) for n in (1, 2, 3)},
+    "Maximum": _word("maximum", constant=False),
+    "Minimum": _word("maximum", constant=False),
+    "Average": lambda *_: [Step("add", {"constant": False}), Step("mul", {"constant": True}, suffix="mean")],
+    **{f"MaxPooling{n}D": _word("max_pool") for n in (1, 2, 3)},
+    **{f"AveragePooling{n}D": _word("avg_pool") for n in (1, 2, 3)},
+    **{f"GlobalMaxPooling{n}D": partial(_global_pool, "max_pool") for n in (1, 2, 3)},
+    **{f"GlobalAveragePooling{n}D": partial(_global_pool, "avg_pool") for n in (1, 2, 3)},
+    **{f"ZeroPadding{n}D": _padding for n in (1, 2, 3)},
     **{f"UpSampling{n}D": _word("resize") for n in (1, 2, 3)},
     **{f"Cropping{n}D": _cropping for n in (1, 2, 3)},
     "Flatten": _flatten,
@@ -261,124 +282,5 @@ _LAYERS: dict[str, Callable[..., list[Step]]] = {
         for name in ("Dropout", "GaussianDropout", "GaussianNoise", "AlphaDropout", "ActivityRegularization")
     },
     **{f"SpatialDropout{n}D": _word("dropout") for n in (1, 2, 3)},
-    **{
-        name: _word(f"keras.{name}")
-        for name in ("RNN", "TimeDistributed", "Bidirectional", "Average", "Maximum", "Minimum")
-    },
+    **{name: _word(f"keras.{name}") for name in ("RNN", "TimeDistributed", "Bidirectional")},
 }
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Operations
-
-_SAME = {
-    **dict.fromkeys(("Cast", "Copy", "Identity", "StopGradient"), "identity"),
-    **dict.fromkeys(("Reshape", "Squeeze", "ExpandDims"), "reshape"),
-    **{name: name.lower() for name in ("Relu", "Gelu", "Silu", "Sigmoid", "Tanh", "Softmax", "Elu")},
-    "HardSilu": "hardswish",
-    "HardSigmoid": "hardsigmoid",
-    "MaxPool": "max_pool",
-    "AveragePool": "avg_pool",
-    "Resize": "resize",
-}
-_OF_TWO = {"Add": "add", "Subtract": "sub", "Multiply": "mul", "Divide": "div", "TrueDivide": "div"}
-
-
-def of_operation(operation: Any, shapes: Sequence[Shape], arguments: Sequence[Any]) -> Step:
-    """The step of an operation of ``keras.ops``.
-
-    Parameters
-    ----------
-    operation
-        The operation.
-    shapes
-        Those of the results that it takes.
-    arguments
-        All that it was called with, in order.
-    """
-    name = type(operation).__name__
-    if name in _SAME:
-        return Step(_SAME[name])
-    if name in _OF_TWO:
-        divisor = {"divisor": True} if _OF_TWO[name] == "div" and hasattr(arguments[0], "_keras_history") else {}
-        return Step(_OF_TWO[name], {"constant": len(shapes) == 1, **divisor})
-    if name == "Matmul" and len(shapes) == 2:
-        return Step("matmul")
-    if name == "DotProductAttention":
-        # of which Keras says that it has the shape of the query
-        return Step("attention", {"tokens": 1}, shape=(*shapes[0][:-1], shapes[2][-1]))
-    if name == "GetItem":
-        return Step("split", _part(arguments[-1], len(shapes[0])))
-    equation = products.of_operation(operation, [len(shape) for shape in shapes])
-    if equation is not None:
-        return Step("matmul", {"equation": equation})
-    found = _with_numbers(name, vars(operation), shapes[0] if shapes else ())
-    return found if found is not None else Step(f"keras.{name}")
-
-
-def _part(key: Any, rank: int) -> dict[str, Any]:
-    """Where a part lies that is taken along one axis; of several axes, nothing is told."""
-    keys = list(key) if isinstance(key, (tuple, list)) else [key]
-    numbers = [n for one in keys for n in ((one.start, one.step) if isinstance(one, slice) else (one,))]
-    if None in keys or not all(one is None or one is ... or type(one) is int for one in numbers):
-        return {"axis": None}
-    if ... in keys:
-        at = keys.index(...)
-        keys[at : at + 1] = [slice(None)] * (rank - len(keys) + 1)
-    cut = [(axis, one) for axis, one in enumerate(keys) if one != slice(None)]
-    if len(cut) != 1:
-        return {"axis": None}
-    ((axis, one),) = cut
-    if isinstance(one, slice):
-        return {"axis": axis, "start": one.start or 0, "step": one.step or 1}
-    return {"axis": axis, "start": one}
-
-
-def _with_numbers(name: str, held: Mapping[str, Any], given: Shape) -> Step | None:
-    """An operation that is known together with the numbers it holds."""
-    if name == "LeakyRelu":
-        return Step("leaky_relu", {"slope": float(held["negative_slope"])})
-    if name == "Relu6":
-        return Step("clip", {"low": 0.0, "high": 6.0})
-    if name == "Clip" and all(np.ndim(held[key]) == 0 for key in ("x_min", "x_max")):
-        low, high = (None if held[key] is None else float(held[key]) for key in ("x_min", "x_max"))
-        return Step("clip", {"low": low, "high": high})
-    if name in ("Concatenate", "Stack"):
-        return Step("concat", {"axis": held.get("axis")})
-    if name in ("Split", "Unstack"):
-        return Step("split", {"axis": held.get("axis")})
-    if name == "Slice":
-        return Step("split", {"axis": None})
-    if name in ("Transpose", "Swapaxes", "Moveaxis"):
-        return Step("transpose", {"axes": _order(name, held, len(given))})
-    if name == "Pad" and held.get("mode") == "constant":
-        return Step("pad", {"value": float(held.get("constant_values") or 0)})
-    if name == "Repeat" and held.get("axis") is not None:
-        return Step("resize")
-    if name == "Mean" and _is_spatial(held.get("axis"), len(given)):
-        return Step("avg_pool")
-    return None
-
-
-def _order(name: str, held: Mapping[str, Any], rank: int) -> tuple[int, ...]:
-    """The axes of what is transposed, in the order of the result."""
-    order = list(range(rank))
-    if name == "Transpose":
-        return tuple(order[::-1] if held.get("axes") is None else held["axes"])
-    if name == "Swapaxes":
-        one, other = held["axis1"], held["axis2"]
-        order[one], order[other] = order[other], order[one]
-        return tuple(order)
-    shape = np.moveaxis(np.empty(range(1, rank + 1), np.bool_), held["source"], held["destination"]).shape
-    return tuple(size - 1 for size in shape)
-
-
-def _is_spatial(axes: int | Sequence[int] | None, rank: int) -> bool:
-    """Whether a mean is over places and not over channels, or samples."""
-    import keras
-
-    if axes is None or not rank:
-        return False
-    taken = {axis % rank for axis in ([axes] if isinstance(axes, int) else axes)}
-    channel = 1 if keras.config.image_data_format() == "channels_first" else rank - 1
-    return not taken & {0, channel}
