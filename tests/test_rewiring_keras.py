@@ -340,6 +340,20 @@ def subclassed() -> Any:
     return model
 
 
+def test_operations_of_a_model_in_a_file_are_changed(tmp_path: Path) -> None:
+    keras.utils.clear_session()
+    given = keras.Input((6,))
+    model = draw(keras.Model(given, L.Dense(2, name="last")(keras.ops.relu6(L.Dense(4, name="first")(given)))))
+    x = noise(3, 6)
+    network, path = read(model, x), adapters.save(model, tmp_path / "model.keras")
+    rewriting = Rewriting(unclipped=["relu6"], multiplies={"last": noise(4)})
+    wanted, content = adapters.rewrite(model, network, rewriting).model, path.read_bytes()
+    new, notes = adapters.rewrite(path, network, rewriting)
+    assert notes == ()
+    np.testing.assert_array_equal(run(new, [x]), run(wanted, [x]))
+    assert path.read_bytes() == content
+
+
 def test_it_is_known_before_which_layers_a_multiplication_can_be_put(tmp_path: Path) -> None:
     from qvis.adapters import keras as adapter
     from qvis.adapters.keras import files

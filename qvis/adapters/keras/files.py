@@ -126,7 +126,7 @@ def rewrite(model: Path, network: Network, rewriting: Rewriting, inplace: bool =
     if inplace:
         raise BadArgumentError(f"inplace: the file {str(model)!r} is never changed; save what is returned")
     loaded = _load(model, lambda reason: UnsupportedModelError(f"model: {reason}"))
-    return rewrite_model(loaded, network, rewriting, inplace=True)
+    return rewrite_model(loaded, network, rewriting, is_fresh=True)
 
 
 def affines(model: Path) -> dict[str, tuple[FloatArray | None, FloatArray | None]]:

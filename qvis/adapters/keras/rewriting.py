@@ -33,7 +33,9 @@ _FACTORS = ("gamma", "scale")
 """What normalizations of other kinds call what they multiply by; a word that is no variable means whether they do."""
 
 
-def rewrite_model(model: Any, network: Network, rewriting: Rewriting, inplace: bool = False) -> Rewritten:
+def rewrite_model(
+    model: Any, network: Network, rewriting: Rewriting, inplace: bool = False, *, is_fresh: bool = False
+) -> Rewritten:
     """Write new numbers and operations into a copy of a model, or with ``inplace`` into the model itself.
 
     Parameters
@@ -46,6 +48,8 @@ def rewrite_model(model: Any, network: Network, rewriting: Rewriting, inplace: b
         The numbers and operations. Multiplications are put before layers of functional and sequential models.
     inplace
         Whether to write into ``model``. Everything is checked first. No multiplications can be added then.
+    is_fresh
+        Whether nobody else holds the model, as one that was loaded just now: then it takes the place of a copy.
 
     Returns
     -------
@@ -68,8 +72,8 @@ def rewrite_model(model: Any, network: Network, rewriting: Rewriting, inplace: b
             f"inplace: nothing can be put before {names} in the model itself, since a Keras model cannot be rewired; "
             "leave out inplace to get a copy"
         )
-    new, notes = (model, list[str]()) if inplace else copied(model)
-    if inplace:
+    new, notes = (model, list[str]()) if inplace or is_fresh else copied(model)
+    if new is model:
         variables = {id(one): one for one in plan.held.values()}
     else:
         variables = {id(one): other for one, other in zip(_all(model), _all(new), strict=True)}
