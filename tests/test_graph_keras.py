@@ -256,6 +256,32 @@ def test_an_operation_is_called_by_the_shared_word_for_it(case: str) -> None:
     assert {key: node.attributes[key] for key in attributes} == attributes
 
 
+@pytest.mark.parametrize("form", ["one by one", "a list", "by name", "a mapping", "of another rank", "none"])
+def test_open_sizes_come_from_an_example_in_any_form(form: str) -> None:
+    one, two = keras.Input((None, 3), name="one"), keras.Input((None, 3), name="two")
+    table = L.MultiHeadAttention(2, 4, name="mha")(one, two)
+    model = keras.Model([one, two], [keras.ops.transpose(table, (1, 0, 2)), two])
+    before = [(len(node._inbound_nodes), len(node._outbound_nodes)) for node in model.operations]
+    x, y = draw(2, 5, 3), draw(2, 7, 3)
+    batch = {
+        "one by one": Batch((x, y), size=2),
+        "a list": Batch(([x, y],), size=2),
+        "by name": Batch((), {"two": y, "one": x}, size=2),
+        "a mapping": Batch(({"two": y, "one": x},), size=2),
+        "of another rank": Batch((x[0], y[0]), size=2),
+        "none": None,
+    }[form]
+    with unchanged(model):
+        graph = graph_of(model, batch)
+    assert [node.name for node in graph.nodes if node.op == "input"] == ["one", "two"]
+    assert len([node for node in graph.nodes if node.op == "output"]) == 2
+    is_known = form not in ("of another rank", "none")
+    assert graph.by_name["mha/key"].shape == ((2, 7, 8) if is_known else ())
+    (turned,) = (node for node in graph.nodes if node.op == "transpose")
+    assert turned.shape == ((5, 2, 3) if is_known else ())
+    assert [(len(node._inbound_nodes), len(node._outbound_nodes)) for node in model.operations] == before
+
+
 def test_a_sum_of_three_is_two_sums() -> None:
     inputs = [keras.Input((2,), name=name) for name in "abc"]
     graph = graph_of(keras.Model(inputs, L.Add(name="sum")(inputs)))

@@ -58,7 +58,10 @@ def _find(model: Any, example: Batch | None) -> Graph:
         tell_shapes(model)
         both = ends(model)
         if both is not None:
-            inputs, results = _sized(model, example, size) if forgets_sizes(model) else both
+            inputs, results = both
+            if forgets_sizes(model):
+                inputs, results = _sized(model, example, size) or both
+                builder.size = size if results is both[1] else None
             builder.take_in(inputs, [_name_of(one) for one in _tensors(both[0])])
             builder.follow(_tensors(results), "")
             builder.finish(results)
@@ -76,14 +79,14 @@ def _find(model: Any, example: Batch | None) -> Graph:
         return builder.graph(f"a call of Keras {package_of(model).__version__} on symbolic tensors")
 
 
-def _sized(model: Any, example: Batch | None, samples: int) -> tuple[Any, Any]:
-    """The inputs and results of a functional or sequential model, with sizes that its own do not have."""
+def _sized(model: Any, example: Batch | None, samples: int) -> tuple[Any, Any] | None:
+    """The inputs and results of a functional or sequential model, with sizes that its own do not have, if possible."""
     try:
         args, kwargs = ((), {}) if example is None else _symbolic(model, example)
         given = inputs_like(model, args, kwargs, samples)
         return given, call_anew(model, given)
     except Exception:  # as where the example does not suit it: then what is known has to do
-        return ends(model) or ((), ())
+        return None
 
 
 def _name_of(tensor: Any) -> str:
@@ -129,8 +132,8 @@ class _Builder:
     """Gathers nodes in an order in which each follows those it takes from."""
 
     model: Any
-    size: int
-    """Of a batch."""
+    size: int | None
+    """Of a batch, where symbolic tensors do not know it."""
     nodes: list[Node] = field(default_factory=list)
     norms: dict[str, Norm] = field(default_factory=dict)
     made: dict[int, str] = field(default_factory=dict)
@@ -224,7 +227,7 @@ class _Builder:
             if inner is not None:
                 args, kwargs = node.arguments.args, node.arguments.kwargs
                 given = in_order(args[0] if args else next(iter(kwargs.values())), inner[0])
-                if forgets_sizes(layer):
+                if self.size is None or forgets_sizes(layer):
                     results = _tensors(call_anew(layer, given))
                 else:
                     results = _tensors(inner[1])

@@ -60,7 +60,9 @@ def exchange_clips(model: Any, graph: Graph | None, names: Collection[str], *, i
     list
         Notes: the clips that stay, and why.
     """
-    clips = _clips(model) if names and hasattr(package_of(model), "KerasTensor") else {}
+    if names and not hasattr(package_of(model), "KerasTensor"):
+        return [f"{listed_names(list(names))}: not made ReLU, since the model is one of Keras 2; build it with Keras 3"]
+    clips = _clips(model) if names else {}
     reasons: dict[str, list[str]] = {}
     done: dict[int, _Clip] = {}
     changed = []
