@@ -219,6 +219,28 @@ def test_query_and_key_stay_since_the_softmax_follows() -> None:
     }
 
 
+class Attention(keras.Model):  # type: ignore[misc]
+    """Attention in code of its own, which asks how many samples there are, and puts their axis behind another one."""
+
+    def __init__(self) -> None:
+        super().__init__(name="attention")
+        self.qkv, self.o = L.Dense(36, name="qkv"), L.Dense(3, name="o")
+
+    def call(self, x: Any) -> Any:
+        count, tokens, _ = ops.shape(x)
+        q, k, v = ops.unstack(ops.transpose(ops.reshape(self.qkv(x), (count, tokens, 3, 3, 4)), (2, 0, 3, 1, 4)), 3)
+        mixed = ops.matmul(ops.softmax(ops.matmul(q, ops.swapaxes(k, 2, 3))), v)
+        return self.o(ops.reshape(ops.swapaxes(mixed, 1, 2), (count, tokens, 12)))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_attention_in_code_of_ones_own_is_followed(inside: bool) -> None:
+    model, x, given = Attention(), noise(2, *TOKENS), keras.Input(TOKENS)
+    model(x)
+    sites = check(drawn(keras.Model(given, model(given)) if inside else model), x)
+    assert [one.channels for one in sites.sites] == [12]
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_sizes_that_a_model_leaves_open_come_from_an_example(nested: bool) -> None:
     given = keras.Input((None, None, 3), name="given")

@@ -66,23 +66,30 @@ def _find(model: Any, example: Batch | None) -> Graph:
             builder.follow(_tensors(results), "")
             builder.finish(results)
             return builder.graph(f"the nodes of Keras {package_of(model).__version__}")
-        args, kwargs = _symbolic(model, example)
-        builder.take_in((*args, *kwargs.values()), [*kwargs])
-        try:
-            results = builder.look_into(model, "", args, kwargs)
-        except Exception as error:
-            raise NoGraphError(
-                f"no graph: {model.name!r} cannot be called on symbolic tensors: {type(error).__name__}: "
-                f"{first_line(error)}"
-            ) from error
-        builder.finish(results)
-        return builder.graph(f"a call of Keras {package_of(model).__version__} on symbolic tensors")
+        # How many samples there are tells where their axis goes; but code may only take any number of them.
+        failure: Exception | None = None
+        for samples in (size, None):
+            args, kwargs = _symbolic(model, example, samples)
+            builder = _Builder(model, size if samples is None else None)
+            builder.take_in((*args, *kwargs.values()), [*kwargs])
+            try:
+                results = builder.look_into(model, "", args, kwargs)
+            except Exception as error:
+                failure = error
+                continue
+            builder.finish(results)
+            return builder.graph(f"a call of Keras {package_of(model).__version__} on symbolic tensors")
+        assert failure is not None
+        raise NoGraphError(
+            f"no graph: {model.name!r} cannot be called on symbolic tensors: {type(failure).__name__}: "
+            f"{first_line(failure)}"
+        ) from failure
 
 
 def _sized(model: Any, example: Batch | None, samples: int) -> tuple[Any, Any] | None:
     """The inputs and results of a functional or sequential model, with sizes that its own do not have, if possible."""
     try:
-        args, kwargs = ((), {}) if example is None else _symbolic(model, example)
+        args, kwargs = ((), {}) if example is None else _symbolic(model, example, None)
         given = inputs_like(model, args, kwargs, samples)
         return given, call_anew(model, given)
     except Exception:  # as where the example does not suit it: then what is known has to do
@@ -102,15 +109,20 @@ def _tensors(nest: Any) -> list[Any]:
     return [one for one in keras.tree.flatten(nest) if isinstance(one, keras.KerasTensor)]
 
 
-def _symbolic(model: Any, example: Batch | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The inputs of a model as symbolic tensors, by an example or by the shape that the model was built for."""
+def _symbolic(model: Any, example: Batch | None, samples: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The inputs of a model as symbolic tensors, by an example or by the shape that the model was built for.
+
+    Of so many samples; None for any number of them.
+    """
     import keras
 
     def alike(one: Any) -> Any:
         if not hasattr(one, "shape") or not hasattr(one, "dtype"):
             return one
         dtype = str(getattr(one.dtype, "name", one.dtype)).removeprefix("torch.")
-        return keras.KerasTensor((None, *map(int, one.shape[1:])), "float32" if dtype == "float64" else dtype)
+        sizes: list[int | None] = [int(size) for size in one.shape]
+        sizes = sizes if samples is not None or not sizes else [None, *sizes[1:]]
+        return keras.KerasTensor(tuple(sizes), "float32" if dtype == "float64" else dtype)
 
     if example is not None:
         args: Any = keras.tree.map_structure(alike, tuple(example.args))
@@ -124,7 +136,7 @@ def _symbolic(model: Any, example: Batch | None) -> tuple[tuple[Any, ...], dict[
             f"no graph: {model.name!r} is neither functional nor sequential, so that its graph can only be found with "
             "an example; give samples"
         )
-    return (keras.KerasTensor((None, *shape[1:]), model.input_dtype),), {}
+    return (keras.KerasTensor((samples, *shape[1:]), model.input_dtype),), {}
 
 
 @dataclass
