@@ -355,15 +355,13 @@ def test_operations_of_a_model_in_a_file_are_changed(tmp_path: Path) -> None:
 
 
 def test_it_is_known_before_which_layers_a_multiplication_can_be_put(tmp_path: Path) -> None:
-    from qvis.adapters import keras as adapter
-    from qvis.adapters.keras import files
-
     model, _, network, _ = multiplied("nested")
-    assert adapter.multipliable(model, network) == ["shared", "inner/up", "inner/down", "heads", "merge", "last"]
-    path = adapters.save(model, tmp_path / "model.keras")
-    assert files.multipliable(path, network) == adapter.multipliable(model, network)
+    names = ["shared", "inner/up", "inner/down", "heads", "merge", "last"]
+    assert adapters.multipliable(model, network) == names
+    assert adapters.multipliable(adapters.save(model, tmp_path / "model.keras"), network) == names
     for make, shape in ((attending, (2, 3, 4)), (shared_kernel, (2, 4)), (subclassed, (2, 4))):
-        assert adapter.multipliable(make(), read(make(), noise(*shape))) == []
+        other = make()
+        assert adapters.multipliable(other, read(other, noise(*shape))) == []
 
 
 def test_the_factors_of_normalizations_in_a_file_are_found(tmp_path: Path) -> None:
