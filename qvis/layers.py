@@ -112,7 +112,7 @@ OPS = {
     "conv_transpose": "attributes: groups, channel_axis",
     "linear": "a matrix times the last axis; attributes: channel_axis",
     "embedding": "rows of a table",
-    "matmul": "of two results, no weight",
+    "matmul": "of two results, no weight; attributes: equation (einsum's, one letter for each axis; else as in NumPy)",
     "batch_norm": "by fixed numbers: Graph.norms[name]; attributes: channel_axis",
     "layer_norm": "attributes: axes (of its result), scale and shift (whether it has them)",
     "rms_norm": "the same",
@@ -135,7 +135,7 @@ OPS = {
     "transpose": "attributes: axes (the order)",
     "identity": "hands on what it takes: also casts and copies",
     "dropout": "",
-    "attention": "scaled dot product: query, key, value, and maybe a mask",
+    "attention": "scaled dot product: query, key, value, and maybe a mask; attributes: tokens (their axis, else -2)",
 }
 """The words for operations that all adapters share, with the attributes that such a node has."""
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from qvis import adapters
-from qvis.errors import UnsupportedModelError
+from qvis.errors import BadArgumentError, UnsupportedModelError
+from qvis.rewriting import Rewriting
 from tests import keras_models
 
 keras_models.require()
@@ -96,3 +97,13 @@ def test_weights_alone_are_told_by_their_names_and_shapes(tmp_path: Path, kind: 
 def test_a_model_that_was_never_built_is_answered_with_the_way_out() -> None:
     with pytest.raises(UnsupportedModelError, match="is not built yet"):
         adapters.read(keras.Sequential([L.Dense(3)]))
+
+
+def test_operations_of_keras_2_stay_and_that_is_said() -> None:
+    model = keras.Sequential([L.Input((4,)), L.Dense(3, name="dense"), L.ReLU(6, name="relu")])
+    network = adapters.read(model)
+    assert adapters.multipliable(model, network) == []
+    _, notes = adapters.rewrite(model, network, Rewriting(unclipped=["relu"]))
+    assert notes == ("relu: not made ReLU, since the model is one of Keras 2; build it with Keras 3",)
+    with pytest.raises(BadArgumentError, match="what enters 'dense' cannot be multiplied: the model is one of Keras 2"):
+        adapters.rewrite(model, network, Rewriting(multiplies={"dense": np.ones(4)}))

@@ -151,14 +151,34 @@ NODES: dict[str, tuple[Callable[[], Any], tuple[int, ...], str, dict[str, Any]]]
     ),
     "rms norm": (lambda: L.RMSNormalization(), (3, 4), "rms_norm", {"scale": True, "shift": False}),
     "batch norm": (lambda: L.BatchNormalization(center=False), (3, 4), "batch_norm", {"shift": False}),
-    "pad": (lambda: L.ZeroPadding2D(), (5, 5, 2), "pad", {"value": 0.0}),
-    "crop": (lambda: L.Cropping2D(), (5, 5, 2), "split", {"axis": None}),
+    "pad": (
+        lambda: L.ZeroPadding2D(((1, 2), (0, 1))),
+        (5, 5, 2),
+        "pad",
+        {"value": 0.0, "widths": ((0, 0), (1, 2), (0, 1), (0, 0))},
+    ),
+    "global pool": (
+        lambda: L.GlobalMaxPooling2D(data_format="channels_first"),
+        (2, 5, 5),
+        "max_pool",
+        {"axes": (2, 3)},
+    ),
+    "crop": (lambda: L.Cropping2D(((0, 0), (2, 1))), (5, 5, 2), "split", {"axis": 2, "start": 2}),
+    "crop of nothing": (lambda: L.Cropping1D(0), (5, 2), "identity", {}),
+    "rescaling": (lambda: L.Rescaling(0.5), (5, 2), "mul", {"constant": True}),
     "permute": (lambda: L.Permute((2, 1)), (5, 2), "transpose", {"axes": (0, 2, 1)}),
     "dropout": (lambda: L.Dropout(0.5), (5, 2), "dropout", {}),
     "up": (lambda: L.UpSampling2D(), (5, 5, 2), "resize", {}),
     "flatten": (lambda: L.Flatten(), (5, 2), "flatten", {"start": 1}),
     "max": (lambda: L.MaxPooling2D(), (5, 5, 2), "max_pool", {}),
     "einsum": (lambda: L.EinsumDense("abc,cd->abd", (None, 5)), (3, 4), "linear", {"channel_axis": -1}),
+    "turned": (lambda: L.EinsumDense("abcd,de->acbe", (4, 3, 5)), (3, 4, 2), "keras.EinsumDense", {}),
+    "group norm": (
+        lambda: L.GroupNormalization(2, center=False),
+        (3, 4),
+        "group_norm",
+        {"channel_axis": -1, "scale": True, "shift": False},
+    ),
     "grouped": (lambda: L.EinsumDense("agi,gio->ago", (3, 5)), (3, 4), "keras.EinsumDense", {}),
 }
 
@@ -178,16 +198,51 @@ OPERATIONS: dict[str, tuple[Callable[[Any], Any], str, dict[str, Any]]] = {
     "leaky": (lambda x: keras.ops.leaky_relu(x, 0.3), "leaky_relu", {"slope": 0.3}),
     "add a number": (lambda x: x + 1.5, "add", {"constant": True}),
     "add itself": (lambda x: x + x, "add", {"constant": False}),
-    "divide": (lambda x: x / 2, "div", {"constant": True}),
-    "slice": (lambda x: x[:, :2], "split", {"axis": None}),
-    "mean": (lambda x: keras.ops.mean(x, (1, 2)), "avg_pool", {}),
+    "divide": (lambda x: x / 2, "div", {"constant": True, "divisor": True}),
+    "divide a number": (lambda x: 2 / x, "div", {"constant": True, "divisor": False}),
+    "divide by a result": (lambda x: x / x, "div", {"constant": False}),
+    "larger": (lambda x: keras.ops.maximum(x, keras.ops.abs(x)), "maximum", {"constant": False}),
+    "larger than 0": (lambda x: keras.ops.maximum(0.0, x), "relu", {}),
+    "larger than 1": (lambda x: keras.ops.maximum(x, 1), "keras.Maximum", {}),
+    "pad with ones": (lambda x: keras.ops.pad(x, 1, constant_values=1), "pad", {"value": 1.0, "widths": ((1, 1),) * 4}),
+    "pad by reflection": (lambda x: keras.ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), "reflect"), "keras.Pad", {}),
+    "largest from 0": (lambda x: keras.ops.max(x, 1, initial=0.0), "keras.Max", {}),
+    "roll": (lambda x: keras.ops.roll(x, 1, 1), "roll", {"axes": (1,)}),
+    "glu": (lambda x: keras.ops.glu(x, -1), "glu", {"axis": -1}),
+    "sum": (lambda x: keras.ops.sum(x, 1), "sum", {"axes": (1,)}),
+    "largest": (lambda x: keras.ops.max(x, (1, 2)), "max_pool", {"axes": (1, 2)}),
+    "slice": (lambda x: x[:, :2], "split", {"axis": 1, "start": 0, "step": 1}),
+    "slice at the end": (lambda x: x[..., -1:], "split", {"axis": 3, "start": -1}),
+    "slice of every other": (lambda x: x[:, :, 1::2], "split", {"axis": 2, "start": 1, "step": 2}),
+    "one of many": (lambda x: x[:, 2], "split", {"axis": 1, "start": 2}),
+    "slice of two axes": (lambda x: x[:, 1:, 1:], "split", {"axis": None}),
+    "new axis": (lambda x: x[:, None], "split", {"axis": None}),
+    "mean": (lambda x: keras.ops.mean(x, (1, 2)), "avg_pool", {"axes": (1, 2)}),
     "mean of channels": (lambda x: keras.ops.mean(x, -1), "keras.Mean", {}),
     "transpose": (lambda x: keras.ops.transpose(x, (0, 3, 1, 2)), "transpose", {"axes": (0, 3, 1, 2)}),
     "concat": (lambda x: keras.ops.concatenate([x, x], 2), "concat", {"axis": 2}),
-    "pad": (lambda x: keras.ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), "pad", {"value": 0.0}),
+    "pad": (
+        lambda x: keras.ops.pad(x, ((0, 0), (1, 2), (0, 1), (0, 0))),
+        "pad",
+        {"value": 0.0, "widths": ((0, 0), (1, 2), (0, 1), (0, 0))},
+    ),
     "reshape": (lambda x: keras.ops.reshape(x, (-1, 8)), "reshape", {}),
-    "einsum": (lambda x: keras.ops.einsum("abcd,abed->abce", x, x), "matmul", {}),
+    "swap": (lambda x: keras.ops.swapaxes(x, -1, 1), "transpose", {"axes": (0, 3, 2, 1)}),
+    "move": (lambda x: keras.ops.moveaxis(x, (1, 2), (-1, 1)), "transpose", {"axes": (0, 2, 3, 1)}),
+    "repeat": (lambda x: keras.ops.repeat(x, 2, 1), "resize", {}),
+    "stack": (lambda x: keras.ops.stack([x, x], 1), "concat", {"axis": 1}),
+    "einsum": (lambda x: keras.ops.einsum("abcd,abed->abce", x, x), "matmul", {"equation": "abcd,abed->abce"}),
+    "einsum with dots": (
+        lambda x: keras.ops.einsum("...ij,...kj", x, x),
+        "matmul",
+        {"equation": "abij,abkj->abik"},
+    ),
+    "einsum of a diagonal": (lambda x: keras.ops.einsum("abbd,abbd->abd", x, x), "keras.Einsum", {}),
+    "dot": (lambda x: keras.ops.dot(x, keras.ops.swapaxes(x, 2, 3)), "matmul", {"equation": "abcd,efdg->abcefg"}),
+    "dot layer": (lambda x: L.Dot((2, 2))([x[:, 0], x[:, 1]]), "matmul", {"equation": "abc,adc->abd"}),
+    "cosine": (lambda x: L.Dot((2, 2), normalize=True)([x[:, 0], x[:, 1]]), "keras.Dot", {}),
     "cast": (lambda x: keras.ops.cast(x, "float16"), "identity", {}),
+    "cast to whole numbers": (lambda x: keras.ops.cast(x, "int32"), "keras.Cast", {}),
     "sine": (keras.ops.sin, "keras.Sin", {}),
 }
 
@@ -196,9 +251,35 @@ OPERATIONS: dict[str, tuple[Callable[[Any], Any], str, dict[str, Any]]] = {
 def test_an_operation_is_called_by_the_shared_word_for_it(case: str) -> None:
     apply, op, attributes = OPERATIONS[case]
     given = keras.Input((4, 4, 2))
-    _, node, _ = graph_of(keras.Model(given, apply(given))).nodes
+    node = graph_of(keras.Model(given, apply(given))).nodes[-2]
     assert node.op == op
     assert {key: node.attributes[key] for key in attributes} == attributes
+
+
+@pytest.mark.parametrize("form", ["one by one", "a list", "by name", "a mapping", "of another rank", "none"])
+def test_open_sizes_come_from_an_example_in_any_form(form: str) -> None:
+    one, two = keras.Input((None, 3), name="one"), keras.Input((None, 3), name="two")
+    table = L.MultiHeadAttention(2, 4, name="mha")(one, two)
+    model = keras.Model([one, two], [keras.ops.transpose(table, (1, 0, 2)), two])
+    before = [(len(node._inbound_nodes), len(node._outbound_nodes)) for node in model.operations]
+    x, y = draw(2, 5, 3), draw(2, 7, 3)
+    batch = {
+        "one by one": Batch((x, y), size=2),
+        "a list": Batch(([x, y],), size=2),
+        "by name": Batch((), {"two": y, "one": x}, size=2),
+        "a mapping": Batch(({"two": y, "one": x},), size=2),
+        "of another rank": Batch((x[0], y[0]), size=2),
+        "none": None,
+    }[form]
+    with unchanged(model):
+        graph = graph_of(model, batch)
+    assert [node.name for node in graph.nodes if node.op == "input"] == ["one", "two"]
+    assert len([node for node in graph.nodes if node.op == "output"]) == 2
+    is_known = form not in ("of another rank", "none")
+    assert graph.by_name["mha/key"].shape == ((2, 7, 8) if is_known else ())
+    (turned,) = (node for node in graph.nodes if node.op == "transpose")
+    assert turned.shape == ((5, 2, 3) if is_known else ())
+    assert [(len(node._inbound_nodes), len(node._outbound_nodes)) for node in model.operations] == before
 
 
 def test_a_sum_of_three_is_two_sums() -> None:

@@ -35,7 +35,7 @@ class Flow(Moving):
         affines: Collection[str] | None,
         multiplied: Collection[str],
     ) -> None:
-        super().__init__(graph, network)
+        super().__init__(graph)
         self.layers = {layer.name: layer for layer in network.layers}
         self.folded_norms = folded_norms
         self.writable = affines

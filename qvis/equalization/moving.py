@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 
 from qvis.equalization.channels import Channels, Variables, compress, reshape
-from qvis.layers import Graph, IntArray, Network, Node
+from qvis.layers import Graph, IntArray, Node
 
 POOLS = ("max_pool", "avg_pool")
 
@@ -20,11 +20,9 @@ class Moving:
     equal, so that it does not matter.
     """
 
-    def __init__(self, graph: Graph, network: Network) -> None:
+    def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.variables = Variables()
-        self.by_numpy_rules = not network.framework.startswith("Keras")
-        """Whether the last two axes are those that a product of two results, or attention, sums over."""
         self._channel_axes = {
             (len(node.shape), node.attributes["channel_axis"] % len(node.shape))
             for node in graph.nodes
@@ -203,15 +201,18 @@ class Moving:
         for one in (*given[:2], *given[3:]):
             self.variables.fix(one.ids, f"the softmax of attention {node.name!r} follows it")
         ids, rank = value.ids, len(node.shape)
+        tokens = node.attributes.get("tokens", rank - 2)
         for axis in range(rank - 1):
-            if axis == rank - 2 or value.shape[axis] != node.shape[axis] or not self.by_numpy_rules:
+            if axis == tokens or value.shape[axis] != node.shape[axis]:
                 ids = self._tie_along(ids, axis)
         return Channels(ids, node.shape)
 
     def _matmul(self, node: Node, given: list[Channels]) -> Channels | None:
         """A result times one that is not scaled."""
-        if len(given) != 2 or not self.by_numpy_rules:
+        if len(given) != 2:
             return None
+        if "equation" in node.attributes:
+            return self._einsum(node, given, node.attributes["equation"])
         one, other = given
         if min(len(one.shape), len(other.shape), len(node.shape)) < 2:
             return None
@@ -227,6 +228,23 @@ class Moving:
         else:
             return None
         return Channels(ids.reshape((1,) * (rank - ids.ndim) + ids.shape), node.shape)
+
+    def _einsum(self, node: Node, given: Sequence[Channels], equation: str) -> Channels | None:
+        """The same where letters say what is summed over."""
+        before, _, after = equation.partition("->")
+        for letters, source, other in zip(before.split(","), given, reversed(given), strict=True):
+            if len(source.shape) != len(letters) or len(node.shape) != len(after):
+                return None
+            if self.variables.is_fixed(other.ids):
+                ids = source.ids
+                for axis, letter in enumerate(letters):
+                    ids = ids if letter in after else self._tie_along(ids, axis)
+                ids = ids.squeeze(tuple(axis for axis, letter in enumerate(letters) if letter not in after))
+                left = [letter for letter in letters if letter in after]
+                ids = ids.transpose([left.index(letter) for letter in after if letter in left])
+                missing = [axis for axis, letter in enumerate(after) if letter not in left]
+                return Channels(np.expand_dims(ids, missing), node.shape)
+        return None
 
 
 def _sizes(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:

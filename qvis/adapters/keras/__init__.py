@@ -55,7 +55,7 @@ def read(model: Any) -> Network:
 
 
 def rewrite(model: Any, network: Network, rewriting: Rewriting, inplace: bool = False) -> Rewritten:
-    """Write new numbers into a copy of a model; see :func:`qvis.adapters.keras.rewriting.rewrite_model`."""
+    """Write numbers and operations into a copy of a model; see :func:`qvis.adapters.keras.rewriting.rewrite_model`."""
     from qvis.adapters.keras.rewriting import rewrite_model
 
     return rewrite_model(model, network, rewriting, inplace)
@@ -66,6 +66,13 @@ def affines(model: Any) -> dict[str, tuple[FloatArray | None, FloatArray | None]
     from qvis.adapters.keras.rewriting import affines_of
 
     return affines_of(model)
+
+
+def multipliable(model: Any, network: Network) -> list[str]:
+    """The layers before which :func:`rewrite` can put a multiplication, by name."""
+    from qvis.adapters.keras.rewriting import multipliable
+
+    return multipliable(model, network)
 
 
 def save(model: Any, path: Path, example: Batch | None = None) -> None:  # noqa: ARG001

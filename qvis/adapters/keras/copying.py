@@ -13,7 +13,7 @@ from collections import OrderedDict, defaultdict, deque
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from qvis.adapters.keras.live import package_of, walk
+from qvis.adapters.keras.live import TRACED, package_of, walk
 from qvis.errors import UnsupportedModelError
 
 _LEFT = {
@@ -80,8 +80,10 @@ def _cloned(model: Any) -> Any:
 
 class _Copier:
     def __init__(self, model: Any) -> None:
-        optimizers = (getattr(layer, "optimizer", None) for _, _, layer in walk(model))
-        self.left = {id(one) for one in optimizers if one is not None}
+        layers = [layer for _, _, layer in walk(model)]
+        held = [getattr(layer, "optimizer", None) for layer in layers]
+        held += [vars(layer).get(name) for layer in layers for name in TRACED]
+        self.left = {id(one) for one in held if one is not None}
         """What is neither copied nor shared."""
         self.memo: dict[int, Any] = {}
         self.alive: list[Any] = []
@@ -174,7 +176,7 @@ class _Copier:
         return new
 
     def _stays(self, value: Any) -> bool:
-        """Whether it is no optimizer, and no reference to one."""
+        """Whether it is no optimizer or traced function, and no reference to one."""
         inner = value.ref if type(value).__name__ == "TrackableReference" else value
         return id(inner) not in self.left
 

@@ -20,7 +20,7 @@ from qvis.adapters.keras import config as keras_config
 from qvis.adapters.keras.units import Collector
 from qvis.adapters.rewritten import Rewritten
 from qvis.errors import BadArgumentError, NoGraphError, NotRunnableError, UnsupportedModelError
-from qvis.layers import Graph, Network
+from qvis.layers import FloatArray, Graph, Network
 from qvis.rewriting import Rewriting
 from qvis.running import Batch, Runner
 
@@ -126,7 +126,30 @@ def rewrite(model: Path, network: Network, rewriting: Rewriting, inplace: bool =
     if inplace:
         raise BadArgumentError(f"inplace: the file {str(model)!r} is never changed; save what is returned")
     loaded = _load(model, lambda reason: UnsupportedModelError(f"model: {reason}"))
-    return rewrite_model(loaded, network, rewriting, inplace=True)
+    return rewrite_model(loaded, network, rewriting, is_fresh=True)
+
+
+def affines(model: Path) -> dict[str, tuple[FloatArray | None, FloatArray | None]]:
+    """Factor and shift of normalizations in a file; none where Keras cannot load it."""
+    from qvis.adapters.keras.rewriting import affines_of
+
+    try:
+        return affines_of(_load(model, UnsupportedModelError))
+    except UnsupportedModelError:
+        return {}
+
+
+def multipliable(model: Path, network: Network) -> list[str]:
+    """The layers of the model in a file before which :func:`rewrite` can put a multiplication, by name.
+
+    Raises
+    ------
+    UnsupportedModelError
+        Keras cannot load it.
+    """
+    from qvis.adapters.keras.rewriting import multipliable
+
+    return multipliable(_load(model, lambda reason: UnsupportedModelError(f"model: {reason}")), network)
 
 
 def _load(path: Path, refuse: Callable[[str], Exception]) -> Any:

@@ -6,7 +6,7 @@ nothing; so are layers that are made of others. What that leaves in the model is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from inspect import signature
@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from qvis.adapters.keras.live import collect, ends, package_of, walk
+from qvis.adapters.keras.calling import call_anew, forgets_sizes, in_order, inputs_like, tell_shapes
+from qvis.adapters.keras.live import collect, ends, nodes_of, numbers, package_of, walk
+from qvis.adapters.keras.operations import of_operation
 from qvis.adapters.keras.outputs import described, first_line
 from qvis.adapters.keras.parts import RULES
-from qvis.adapters.keras.steps import Step, of_layer, of_operation
+from qvis.adapters.keras.steps import Step, of_layer
 from qvis.adapters.keras.tap import untouched
 from qvis.errors import NoGraphError
-from qvis.layers import Graph, Node, Norm
+from qvis.layers import FloatArray, Graph, Node, Norm
 from qvis.running import Batch
 
 
@@ -50,24 +52,54 @@ def graph(model: Any, example: Batch | None = None) -> Graph:
 def _find(model: Any, example: Batch | None) -> Graph:
     size = 1 if example is None else example.size
     builder = _Builder(model, size)
-    with untouched({id(layer): layer for _, _, layer in walk(model)}.values()):
+    layers = {id(layer): layer for _, _, layer in walk(model)}.values()
+    touched = [*layers, *(node.operation for layer in layers if ends(layer) is not None for node in nodes_of(layer))]
+    with untouched({id(one): one for one in touched}.values()):
+        tell_shapes(model)
         both = ends(model)
         if both is not None:
-            builder.take_in(both[0])
-            builder.follow(_tensors(both[1]), "")
-            builder.finish(both[1])
+            inputs, results = both
+            if forgets_sizes(model):
+                inputs, results = _sized(model, example, size) or both
+                builder.size = size if results is both[1] else None
+            builder.take_in(inputs, [_name_of(one) for one in _tensors(both[0])])
+            builder.follow(_tensors(results), "")
+            builder.finish(results)
             return builder.graph(f"the nodes of Keras {package_of(model).__version__}")
-        args, kwargs = _symbolic(model, example)
-        builder.take_in((*args, *kwargs.values()), [*kwargs])
-        try:
-            results = builder.look_into(model, "", args, kwargs)
-        except Exception as error:
-            raise NoGraphError(
-                f"no graph: {model.name!r} cannot be called on symbolic tensors: {type(error).__name__}: "
-                f"{first_line(error)}"
-            ) from error
-        builder.finish(results)
-        return builder.graph(f"a call of Keras {package_of(model).__version__} on symbolic tensors")
+        # How many samples there are tells where their axis goes; but code may only take any number of them.
+        failure: Exception | None = None
+        for samples in (size, None):
+            args, kwargs = _symbolic(model, example, samples)
+            builder = _Builder(model, size if samples is None else None)
+            builder.take_in((*args, *kwargs.values()), [*kwargs])
+            try:
+                results = builder.look_into(model, "", args, kwargs)
+            except Exception as error:
+                failure = error
+                continue
+            builder.finish(results)
+            return builder.graph(f"a call of Keras {package_of(model).__version__} on symbolic tensors")
+        assert failure is not None
+        raise NoGraphError(
+            f"no graph: {model.name!r} cannot be called on symbolic tensors: {type(failure).__name__}: "
+            f"{first_line(failure)}"
+        ) from failure
+
+
+def _sized(model: Any, example: Batch | None, samples: int) -> tuple[Any, Any] | None:
+    """The inputs and results of a functional or sequential model, with sizes that its own do not have, if possible."""
+    try:
+        args, kwargs = ((), {}) if example is None else _symbolic(model, example, None)
+        given = inputs_like(model, args, kwargs, samples)
+        return given, call_anew(model, given)
+    except Exception:  # as where the example does not suit it: then what is known has to do
+        return None
+
+
+def _name_of(tensor: Any) -> str:
+    """The name of an input: that of its layer."""
+    history = getattr(tensor, "_keras_history", None)
+    return "input" if history is None or history.operation is None else str(history.operation.name)
 
 
 def _tensors(nest: Any) -> list[Any]:
@@ -77,15 +109,20 @@ def _tensors(nest: Any) -> list[Any]:
     return [one for one in keras.tree.flatten(nest) if isinstance(one, keras.KerasTensor)]
 
 
-def _symbolic(model: Any, example: Batch | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The inputs of a model as symbolic tensors, by an example or by the shape that the model was built for."""
+def _symbolic(model: Any, example: Batch | None, samples: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The inputs of a model as symbolic tensors, by an example or by the shape that the model was built for.
+
+    Of so many samples; None for any number of them.
+    """
     import keras
 
     def alike(one: Any) -> Any:
         if not hasattr(one, "shape") or not hasattr(one, "dtype"):
             return one
         dtype = str(getattr(one.dtype, "name", one.dtype)).removeprefix("torch.")
-        return keras.KerasTensor((None, *map(int, one.shape[1:])), "float32" if dtype == "float64" else dtype)
+        sizes: list[int | None] = [int(size) for size in one.shape]
+        sizes = sizes if samples is not None or not sizes else [None, *sizes[1:]]
+        return keras.KerasTensor(tuple(sizes), "float32" if dtype == "float64" else dtype)
 
     if example is not None:
         args: Any = keras.tree.map_structure(alike, tuple(example.args))
@@ -99,7 +136,7 @@ def _symbolic(model: Any, example: Batch | None) -> tuple[tuple[Any, ...], dict[
             f"no graph: {model.name!r} is neither functional nor sequential, so that its graph can only be found with "
             "an example; give samples"
         )
-    return (keras.KerasTensor((None, *shape[1:]), model.input_dtype),), {}
+    return (keras.KerasTensor((samples, *shape[1:]), model.input_dtype),), {}
 
 
 @dataclass
@@ -107,8 +144,8 @@ class _Builder:
     """Gathers nodes in an order in which each follows those it takes from."""
 
     model: Any
-    size: int
-    """Of a batch."""
+    size: int | None
+    """Of a batch, where symbolic tensors do not know it."""
     nodes: list[Node] = field(default_factory=list)
     norms: dict[str, Norm] = field(default_factory=dict)
     made: dict[int, str] = field(default_factory=dict)
@@ -133,8 +170,6 @@ class _Builder:
         tensors = _tensors(given)
         names = ["input"] * (len(tensors) - len(names)) + list(names)
         for one, name in zip(tensors, names, strict=True):
-            history = getattr(one, "_keras_history", None)
-            name = name if history is None or history.operation is None else str(history.operation.name)
             self._bind([one], self._add(self._name(name, one), Step("input"), (), shape=one.shape))
 
     def finish(self, results: Any) -> None:
@@ -190,7 +225,7 @@ class _Builder:
         path = self._plain(f"{prefix}{operation.name}" if operation is not self.model else "(root)", operation)
         given = node.input_tensors[0].shape if node.input_tensors else ()
         kwargs = {**dict(enumerate(node.arguments.args)), **node.arguments.kwargs}
-        kwargs |= {"reverse": kwargs.get("reverse", kwargs.get(1))}
+        kwargs |= {"reverse": kwargs.get("reverse", kwargs.get(1)), "shapes": [one.shape for one in node.input_tensors]}
         steps = of_layer(operation, given, node.outputs[0].shape, kwargs) if ends(operation) is None else None
         if steps is None and self._unfold(node, path):
             return
@@ -202,10 +237,14 @@ class _Builder:
         inner = ends(layer)
         try:
             if inner is not None:
-                taken = _tensors(inner[0])
-                for one, given in zip(taken, _in_order(node, inner[0]), strict=True):
-                    self._bind([one], self.made[id(given)])
-                results = _tensors(inner[1])
+                args, kwargs = node.arguments.args, node.arguments.kwargs
+                given = in_order(args[0] if args else next(iter(kwargs.values())), inner[0])
+                if self.size is None or forgets_sizes(layer):
+                    results = _tensors(call_anew(layer, given))
+                else:
+                    results = _tensors(inner[1])
+                    for one, other in zip(_tensors(inner[0]), given, strict=True):
+                        self._bind([one], self.made[id(other)])
                 self.follow(results, f"{path}/")
             else:
                 results = _tensors(self.look_into(layer, f"{path}/", node.arguments.args, dict(node.arguments.kwargs)))
@@ -230,7 +269,7 @@ class _Builder:
             attributes = {"layers": tuple(dict.fromkeys(inside))} if inside else {}
             steps = [Step(op, attributes, steps[0].weight if steps else ""), *(steps or [])[1:]]
         whole = node.outputs[0].shape
-        if steps[0].op in ("add", "mul"):  # of several, two by two
+        if steps[0].op in ("add", "mul", "maximum"):  # of several, two by two
             for number in range(1, len(inputs) - 1):
                 name = self._name(f"{path}/{number}", (layer, number))
                 inputs = [self._add(name, steps[0], inputs[:2], shape=whole), *inputs[2:]]
@@ -246,17 +285,32 @@ class _Builder:
         import keras
 
         operation = node.operation
-        given = node.input_tensors[0].shape if node.input_tensors else ()
         arguments = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
         applied = [name for one in arguments for name in self.layers.get(id(one), ())]
-        step = of_operation(operation, len(inputs), given)
+        called = [*node.arguments.args, *node.arguments.kwargs.values()]
+        step = of_operation(operation, [one.shape for one in node.input_tensors], called)
         layer = ""
         if applied and type(operation).__name__ == "Matmul" and _is_second(arguments):
             step, layer = Step("linear", {"channel_axis": -1, "bias": False}), applied[0]
         elif applied:
             step = Step(f"keras.{type(operation).__name__}", {"layers": tuple(applied)})
+        if step.op == "split" and len(node.outputs) > 1:
+            self._emit_parts(node, f"{prefix}{operation.name}", step, inputs)
+            return
         name = self._name(f"{prefix}{operation.name}", operation)
-        self._bind(node.outputs, self._add(name, step, inputs, layer, node.outputs[0].shape))
+        shape = node.outputs[0].shape if step.shape is None else step.shape
+        self._bind(node.outputs, self._add(name, step, inputs, layer, shape))
+
+    def _emit_parts(self, node: Any, base: str, step: Step, inputs: list[str]) -> None:
+        """Add an operation of several results that lie one after the other along an axis."""
+        axis, rank = step.attributes["axis"], len(node.input_tensors[0].shape)
+        start: int | None = 0
+        for number, part in enumerate(node.outputs):
+            name = self._name(base if number == 0 else f"{base}/{number}", (node.operation, number))
+            step = step._replace(attributes={"axis": axis, **({} if start is None else {"start": start})})
+            self._bind([part], self._add(name, step, inputs, "", part.shape))
+            size = part.shape[axis] if len(part.shape) == rank else 1
+            start = None if start is None or size is None else start + size
 
     # -----------------------------------------------------------------------------------------------------------------
 
@@ -301,21 +355,19 @@ def _is_plain(layer: Any, args: Any) -> bool:
     return of_layer(layer, shape, shape, {}) is not None
 
 
-def _in_order(node: Any, expected: Any) -> list[Any]:
-    """What a model inside is given, in the order of its inputs."""
-    given = node.arguments.args[0] if node.arguments.args else next(iter(node.arguments.kwargs.values()))
-    if isinstance(given, Mapping) and not isinstance(expected, Mapping):
-        return [given[one.name] for one in _tensors(expected)]
-    return _tensors(given)
-
-
 def _is_second(arguments: Sequence[Any]) -> bool:
     """Whether a product is of a result and a matrix."""
     return len(arguments) == 2 and hasattr(arguments[0], "_keras_history") and len(arguments[1].shape) == 2
 
 
 def _norm(layer: Any, name: str) -> Norm:
-    mean, variance = (np.asarray(one, np.float32) for one in (layer.moving_mean, layer.moving_variance))
-    scale = np.ones_like(mean) if layer.gamma is None else np.asarray(layer.gamma, np.float32)
-    shift = np.zeros_like(mean) if layer.beta is None else np.asarray(layer.beta, np.float32)
+    mean, variance = (_floats(one) for one in (layer.moving_mean, layer.moving_variance))
+    scale = np.ones_like(mean) if layer.gamma is None else _floats(layer.gamma)
+    shift = np.zeros_like(mean) if layer.beta is None else _floats(layer.beta)
     return Norm(name, mean, variance, scale, shift, float(layer.epsilon))
+
+
+def _floats(variable: Any) -> FloatArray:
+    """In float32 where they are not float64."""
+    found = numbers(variable, None)
+    return found if found.dtype == np.float64 else found.astype(np.float32)

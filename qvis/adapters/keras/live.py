@@ -12,6 +12,8 @@ import numpy as np
 from qvis.adapters.keras.parts import RULES
 from qvis.adapters.keras.units import AnyArray, Collector, Unit, Variable
 
+TRACED = ("train_function", "test_function", "predict_function")
+"""What Keras compiles of a model once, and keeps."""
 _PACKAGES = ("keras", "tf_keras")
 
 
@@ -46,7 +48,7 @@ def _walk(layer: Any, name: str, op: str | None, above: frozenset[int]) -> Itera
     op = op or _layer_type(layer)
     yield name, op, layer
     above = above | {id(layer)}
-    for child in _children(layer):
+    for child in children(layer):
         if id(child) in above:
             continue
         if child is getattr(layer, "cell", None):  # a recurrent layer and its cell are one to the user
@@ -55,7 +57,8 @@ def _walk(layer: Any, name: str, op: str | None, above: frozenset[int]) -> Itera
             yield from _walk(child, f"{name}/{child.name}" if name else str(child.name), None, above)
 
 
-def _children(layer: Any) -> list[Any]:
+def children(layer: Any) -> list[Any]:
+    """The layers that a layer holds itself."""
     found: list[Any] = layer._flatten_layers(include_self=False, recursive=False)
     return found
 
@@ -84,6 +87,21 @@ def ends(model: Any) -> tuple[Any, Any] | None:
     if not hasattr(functional, "_inputs_struct") or not type(model).call.__module__.startswith("keras."):
         return None
     return functional._inputs_struct, functional._outputs_struct
+
+
+def nodes_of(model: Any) -> list[Any]:
+    """The calls that a functional or sequential model is made of."""
+    functional = getattr(model, "_functional", None) or model
+    return [node for nodes in functional._nodes_by_depth.values() for node in nodes]
+
+
+def is_compiled(layer: Any) -> bool:
+    """Whether the layer's own code is compiled by ``tf.function``, which keeps what it was traced with."""
+    tf = sys.modules.get("tensorflow")
+    held = {name: one for name, one in vars(layer).items() if name not in TRACED}
+    classes = [cls for cls in type(layer).__mro__ if not cls.__module__.startswith(("keras.", "tensorflow."))]
+    found = [*held.values(), *(one for cls in classes for one in vars(cls).values())]
+    return tf is not None and any(isinstance(one, tf.types.experimental.PolymorphicFunction) for one in found)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Writes new numbers into copies of Keras models, variable by variable, and saves models."""
+"""Writes new numbers and operations into copies of Keras models, variable by variable, and saves models."""
 
 from __future__ import annotations
 
@@ -14,19 +14,29 @@ from qvis.adapters.keras import parts
 from qvis.adapters.keras.copying import copied
 from qvis.adapters.keras.live import collect, numbers, walk
 from qvis.adapters.keras.outputs import first_line
+from qvis.adapters.keras.rewiring import (
+    check_clips,
+    check_multiplies,
+    exchange_clips,
+    multipliable_layers,
+    multiply_inputs,
+)
 from qvis.adapters.keras.units import AnyArray, Source
 from qvis.adapters.rewritten import Rewritten, check_layers, check_stored, express, fitted, precision_notes
 from qvis.errors import BadArgumentError, OutputError, suggest
 from qvis.layers import FloatArray, IntArray, Network
 from qvis.rewriting import Rewriting
+from qvis.words import listed_names
 
 _STATISTICS = {"scale": "gamma", "shift": "beta", "mean": "moving_mean", "variance": "moving_variance"}
 _FACTORS = ("gamma", "scale")
 """What normalizations of other kinds call what they multiply by; a word that is no variable means whether they do."""
 
 
-def rewrite_model(model: Any, network: Network, rewriting: Rewriting, inplace: bool = False) -> Rewritten:
-    """Write new numbers into a copy of a model, or with ``inplace`` into the model itself.
+def rewrite_model(
+    model: Any, network: Network, rewriting: Rewriting, inplace: bool = False, *, is_fresh: bool = False
+) -> Rewritten:
+    """Write new numbers and operations into a copy of a model, or with ``inplace`` into the model itself.
 
     Parameters
     ----------
@@ -35,9 +45,11 @@ def rewrite_model(model: Any, network: Network, rewriting: Rewriting, inplace: b
     network
         What was read of it.
     rewriting
-        The numbers.
+        The numbers and operations. Multiplications are put before layers of functional and sequential models.
     inplace
-        Whether to write into ``model``. Everything is checked first.
+        Whether to write into ``model``. Everything is checked first. No multiplications can be added then.
+    is_fresh
+        Whether nobody else holds the model, as one that was loaded just now: then it takes the place of a copy.
 
     Returns
     -------
@@ -47,32 +59,50 @@ def rewrite_model(model: Any, network: Network, rewriting: Rewriting, inplace: b
     Raises
     ------
     BadArgumentError
-        A name or a shape is wrong, a layer has no bias, or numbers do not fit a type.
+        A name or a shape is wrong, a layer has no bias, numbers do not fit a type, or what enters a layer cannot be
+        multiplied.
     UnsupportedModelError
         No exact copy can be made of the model.
     """
     plan = _Plan(model)
     plan.add(network, rewriting)
-    new, notes = (model, list[str]()) if inplace else copied(model)
-    if inplace:
+    if inplace and rewriting.multiplies:
+        names = listed_names(list(rewriting.multiplies))
+        raise BadArgumentError(
+            f"inplace: nothing can be put before {names} in the model itself, since a Keras model cannot be rewired; "
+            "leave out inplace to get a copy"
+        )
+    new, notes = (model, list[str]()) if inplace or is_fresh else copied(model)
+    if new is model:
         variables = {id(one): one for one in plan.held.values()}
     else:
         variables = {id(one): other for one, other in zip(_all(model), _all(new), strict=True)}
     for key, value in plan.values.items():
         variables[key].assign(value)
+    notes += exchange_clips(new, network.graph, rewriting.unclipped, inplace=inplace)
+    multiply_inputs(new, rewriting.multiplies)
     return Rewritten(new, (*notes, *precision_notes(plan.rounded)))
 
 
 def affines_of(model: Any) -> dict[str, tuple[FloatArray | None, FloatArray | None]]:
-    """Factor and shift of the layer, RMS and group normalizations that have a factor, by name; as float32."""
+    """Factor and shift of the layer, RMS and group normalizations that have a factor, by name.
+
+    As float32 where they are not float64.
+    """
     kinds = {"LayerNormalization", "RMSNormalization", "GroupNormalization"}
     found: dict[str, tuple[FloatArray | None, FloatArray | None]] = {}
     for name, _, layer in walk(model):
         held = _affine(layer) if kinds & {cls.__name__ for cls in type(layer).__mro__} else {}
-        values = {part: numbers(one, None).astype(np.float32) for part, one in held.items()}
+        values: dict[str, FloatArray] = {part: numbers(one, None) for part, one in held.items()}
+        values = {part: one if one.dtype == np.float64 else one.astype(np.float32) for part, one in values.items()}
         if "factor" in values:
             found[name] = (values["factor"], values.get("shift"))
     return found
+
+
+def multipliable(model: Any, network: Network) -> list[str]:
+    """The layers before which a multiplication can be put in a copy, by name."""
+    return multipliable_layers(model, network, _places(model))
 
 
 def save_model(model: Any, path: Path) -> None:
@@ -105,6 +135,17 @@ def _all(model: Any) -> list[Any]:
     return list(found.values())
 
 
+def _places(model: Any) -> dict[str, list[Source]]:
+    """Where the weights that can be written come from, by all names of their layers."""
+    found = collect(model)
+    return {
+        name: found.sources[key]
+        for key, layer in found.layers.items()
+        for name in (layer.name, *layer.aliases)
+        if found.sources[key][0].variable.is_float
+    }
+
+
 @dataclass
 class _Plan:
     """What is to become of which variable, by its place in memory."""
@@ -117,13 +158,8 @@ class _Plan:
 
     def add(self, network: Network, rewriting: Rewriting) -> None:
         """Take in all that is asked for."""
-        found = collect(self.model)
-        sources = {
-            name: found.sources[key][0]
-            for key, layer in found.layers.items()
-            for name in (layer.name, *layer.aliases)
-            if found.sources[key][0].variable.is_float
-        }
+        places = _places(self.model)
+        sources = {name: several[0] for name, several in places.items()}
         biases = {name: _bias(source) for name, source in sources.items()}
         check_layers(network, "weights", rewriting.weights, sources)
         check_layers(network, "biases", rewriting.biases, [name for name, one in biases.items() if one is not None])
@@ -132,8 +168,10 @@ class _Plan:
             update = source.variable.read() - numbers(source.variable.held, None) if source.variable.notes else None
             self._put("weights", name, source.variable.held, matrix, source.places(), update)
         for name, bias in rewriting.biases.items():
-            held, places = biases[name] or (None, None)
-            self._put("biases", name, held, bias, places)
+            held, channels = biases[name] or (None, None)
+            self._put("biases", name, held, bias, channels)
+        check_clips(network.graph, rewriting.unclipped)
+        check_multiplies(self.model, network, rewriting.multiplies, places)
         self._add_norms(rewriting)
         self._add_affines(rewriting)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from qvis.adapters.keras.graphs import Graphs
-from qvis.adapters.keras.live import collect, numbers, package_of, walk
+from qvis.adapters.keras.live import collect, is_compiled, numbers, package_of, walk
 from qvis.adapters.keras.outputs import End, arrange, find_end, first_line, per_sample, to_tensors
 from qvis.adapters.keras.parts import RULES
 from qvis.adapters.keras.tap import Tap, entries, merge_axes, untouched
@@ -23,7 +23,6 @@ from qvis.layers import FloatArray, Network, Norm
 from qvis.running import Batch, Gradient, Grid, Passage, Probe, Runner
 from qvis.words import listed_names
 
-_TRAINING = ("train_function", "test_function", "predict_function")
 _STATISTICS = ("gamma", "beta", "moving_mean", "moving_variance")
 
 
@@ -86,7 +85,7 @@ class KerasRunner:
         self._index = {id(variable): index for index, variable in enumerate(self._variables)}
         self._own = [_tensor(variable.value, variable) for variable in self._variables]
         self._placed = list(self._own)
-        self._graphs = Graphs(traceable=not any(map(_is_compiled, self._layers)))
+        self._graphs = Graphs(traceable=not any(map(is_compiled, self._layers)))
         self._probe: Probe | None = None
         self._failure: Exception | None = None
 
@@ -271,16 +270,6 @@ def _replaceable(model: Any, network: Network) -> dict[str, list[Source]]:
     named = {layer.name: found.sources[key] for key, layer in found.layers.items()}
     known = {layer.name: named[layer.name] for layer in network.layers if layer.name in named}
     return {name: places for name, places in known.items() if places[0].variable.is_float}
-
-
-def _is_compiled(layer: Any) -> bool:
-    """Whether the layer's own code is compiled by ``tf.function``, which keeps what it was traced with."""
-    import tensorflow as tf
-
-    held = {name: one for name, one in vars(layer).items() if name not in _TRAINING}
-    classes = [cls for cls in type(layer).__mro__ if not cls.__module__.startswith(("keras.", "tensorflow."))]
-    found = [*held.values(), *(one for cls in classes for one in vars(cls).values())]
-    return any(isinstance(one, tf.types.experimental.PolymorphicFunction) for one in found)
 
 
 def _statistics(layer: Any) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from qvis.adapters.keras import products
 from qvis.adapters.keras.parts import kernel_axes
 
 
@@ -68,7 +70,7 @@ def of_layer(layer: Any, given: Shape, returned: Shape, kwargs: Mapping[str, Any
     given, returned
         The shapes of its first input and its result.
     kwargs
-        What else it was called with.
+        What else it was called with, and the ``shapes`` of all its inputs.
     """
     if not _is_keras(type(layer).call):
         return None
@@ -93,13 +95,14 @@ def _dense(layer: Any, *_: Any) -> list[Step]:
     return [Step("linear", {"channel_axis": -1, "bias": bool(layer.use_bias)}, "kernel")]
 
 
-def _einsum(layer: Any, given: Shape, returned: Shape, _: Any) -> list[Step]:
+def _einsum(layer: Any, given: Shape, *_: Any) -> list[Step]:
     """A matrix times the last axes, several of which count as one; else an operation of its own."""
     left, _, rest = layer.equation.replace(" ", "").partition(",")
     kernel, _, right = rest.partition("->")
     reached = [kernel[axis] for axis in kernel_axes({"equation": layer.equation}, len(kernel)) or ()]
     summed = [letter for letter in kernel if letter not in reached]
-    plain = left.endswith("".join(summed)) and right.endswith("".join(reached)) and not set(reached) & set(left)
+    ends = left.endswith("".join(summed)) and right.endswith("".join(reached)) and not set(reached) & set(left)
+    plain = ends and left[: len(left) - len(summed)] == right[: len(right) - len(reached)]
     if not (plain and summed and reached and kernel == "".join(summed + reached)):
         return [Step("keras.EinsumDense", {}, "kernel")]
     sizes = dict(zip(kernel, layer.kernel.shape, strict=True))
@@ -109,7 +112,7 @@ def _einsum(layer: Any, given: Shape, returned: Shape, _: Any) -> list[Step]:
     attributes = {"channel_axis": -1, "bias": layer.bias is not None}
     steps.append(Step("linear", attributes, "kernel", shape=(*outer, after)))
     if len(reached) > 1:
-        steps.append(Step("reshape", suffix="outputs", shape=returned))
+        steps.append(Step("reshape", suffix="outputs", shape=(*outer, *(sizes[one] for one in reached))))
     return steps
 
 
@@ -161,8 +164,54 @@ def _norm(layer: Any, *_: Any) -> list[Step]:
 def _layer_norm(layer: Any, *_: Any) -> list[Step]:
     axes = tuple(layer.axis) if isinstance(layer.axis, (list, tuple)) else (layer.axis,)
     if hasattr(layer, "center"):
-        return [Step("layer_norm", {"axes": axes, "scale": bool(layer.scale), "shift": bool(layer.center)})]
+        return [Step("layer_norm", {"axes": axes, **_affine(layer)})]
     return [Step("rms_norm", {"axes": axes, "scale": True, "shift": False})]
+
+
+def _affine(layer: Any) -> dict[str, bool]:
+    return {"scale": layer.gamma is not None, "shift": layer.beta is not None}
+
+
+def _group_norm(layer: Any, *_: Any) -> list[Step]:
+    return [Step("group_norm", {"channel_axis": int(layer.axis), **_affine(layer)})]
+
+
+def _rescaling(layer: Any, *_: Any) -> list[Step]:
+    steps = [Step("mul", {"constant": True})]
+    return [*steps, Step("add", {"constant": True}, suffix="offset")] if np.any(layer.offset) else steps
+
+
+def _global_pool(op: str, layer: Any, given: Shape, *_: Any) -> list[Step]:
+    first = 2 if layer.data_format == "channels_first" else 1
+    return [Step(op, {"axes": tuple(range(first, first + len(given) - 2))})]
+
+
+def _padding(layer: Any, given: Shape, *_: Any) -> list[Step]:
+    widths = _by_axis(layer, layer.padding)
+    return [Step("pad", {"value": 0.0, "widths": tuple(widths.get(axis, (0, 0)) for axis in range(len(given)))})]
+
+
+def _by_axis(layer: Any, numbers: Any) -> dict[int, tuple[int, int]]:
+    """What is added or cut before and after, by axis."""
+    pairs = numbers if isinstance(numbers[0], (tuple, list)) else (numbers,)
+    first = 2 if getattr(layer, "data_format", "") == "channels_first" else 1
+    return {axis: (int(before), int(after)) for axis, (before, after) in enumerate(pairs, first)}
+
+
+def _cropping(layer: Any, given: Shape, *_: Any) -> list[Step]:
+    """One part after the other, of one axis each."""
+    steps, shape = list[Step](), list(given)
+    for axis, (before, after) in _by_axis(layer, layer.cropping).items():
+        if before or after:
+            shape[axis] = None if shape[axis] is None else shape[axis] - before - after
+            steps.append(Step("split", {"axis": axis, "start": before}, suffix=f"axis{axis}", shape=tuple(shape)))
+    # the last one has the layer's name
+    return [*steps[:-1], steps[-1]._replace(suffix="")] if steps else [Step("identity")]
+
+
+def _dot(layer: Any, _given: Shape, _returned: Shape, kwargs: Mapping[str, Any]) -> list[Step]:
+    equation = products.of_operation(layer, [len(shape) for shape in kwargs.get("shapes", ())])
+    return [Step("keras.Dot") if equation is None else Step("matmul", {"equation": equation})]
 
 
 def _relu(layer: Any, *_: Any) -> list[Step]:
@@ -201,7 +250,8 @@ _LAYERS: dict[str, Callable[..., list[Step]]] = {
     "BatchNormalization": _norm,
     "LayerNormalization": _layer_norm,
     "RMSNormalization": _layer_norm,
-    "GroupNormalization": _word("group_norm"),
+    "GroupNormalization": _group_norm,
+    "Rescaling": _rescaling,
     "ReLU": _relu,
     "LeakyReLU": lambda layer, *_: [Step("leaky_relu", {"slope": float(layer.negative_slope)})],
     "PReLU": _prelu,
@@ -212,12 +262,17 @@ _LAYERS: dict[str, Callable[..., list[Step]]] = {
     "Subtract": _word("sub", constant=False),
     "Multiply": _word("mul", constant=False),
     "Concatenate": lambda layer, *_: [Step("concat", {"axis": int(layer.axis)})],
-    "Dot": _word("matmul"),
-    **{f"{kind}MaxPooling{n}D": _word("max_pool") for kind in ("", "Global") for n in (1, 2, 3)},
-    **{f"{kind}AveragePooling{n}D": _word("avg_pool") for kind in ("", "Global") for n in (1, 2, 3)},
-    **{f"ZeroPadding{n}D": _word("pad", value=0.0) for n in (1, 2, 3)},
+    "Dot": _dot,
+    "Maximum": _word("maximum", constant=False),
+    "Minimum": _word("maximum", constant=False),
+    "Average": lambda *_: [Step("add", {"constant": False}), Step("mul", {"constant": True}, suffix="mean")],
+    **{f"MaxPooling{n}D": _word("max_pool") for n in (1, 2, 3)},
+    **{f"AveragePooling{n}D": _word("avg_pool") for n in (1, 2, 3)},
+    **{f"GlobalMaxPooling{n}D": partial(_global_pool, "max_pool") for n in (1, 2, 3)},
+    **{f"GlobalAveragePooling{n}D": partial(_global_pool, "avg_pool") for n in (1, 2, 3)},
+    **{f"ZeroPadding{n}D": _padding for n in (1, 2, 3)},
     **{f"UpSampling{n}D": _word("resize") for n in (1, 2, 3)},
-    **{f"Cropping{n}D": _word("split", axis=None) for n in (1, 2, 3)},
+    **{f"Cropping{n}D": _cropping for n in (1, 2, 3)},
     "Flatten": _flatten,
     "Reshape": _word("reshape"),
     "Permute": lambda layer, *_: [Step("transpose", {"axes": (0, *layer.dims)})],
@@ -227,73 +282,5 @@ _LAYERS: dict[str, Callable[..., list[Step]]] = {
         for name in ("Dropout", "GaussianDropout", "GaussianNoise", "AlphaDropout", "ActivityRegularization")
     },
     **{f"SpatialDropout{n}D": _word("dropout") for n in (1, 2, 3)},
-    **{
-        name: _word(f"keras.{name}")
-        for name in ("RNN", "TimeDistributed", "Bidirectional", "Average", "Maximum", "Minimum")
-    },
+    **{name: _word(f"keras.{name}") for name in ("RNN", "TimeDistributed", "Bidirectional")},
 }
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Operations
-
-_SAME = {
-    **dict.fromkeys(("Cast", "Copy", "Identity", "StopGradient"), "identity"),
-    **dict.fromkeys(("Reshape", "Squeeze", "ExpandDims"), "reshape"),
-    **{name: name.lower() for name in ("Relu", "Gelu", "Silu", "Sigmoid", "Tanh", "Softmax", "Elu")},
-    "HardSilu": "hardswish",
-    "HardSigmoid": "hardsigmoid",
-    "MaxPool": "max_pool",
-    "AveragePool": "avg_pool",
-    "Resize": "resize",
-    "DotProductAttention": "attention",
-}
-_OF_TWO = {"Add": "add", "Subtract": "sub", "Multiply": "mul", "Divide": "div", "TrueDivide": "div"}
-_PRODUCTS = ("Matmul", "Einsum", "Dot", "Tensordot")
-
-
-def of_operation(operation: Any, inputs: int, given: Shape) -> Step:
-    """The step of an operation of ``keras.ops`` that takes so many results."""
-    name = type(operation).__name__
-    if name in _SAME:
-        return Step(_SAME[name])
-    if name in _OF_TWO:
-        return Step(_OF_TWO[name], {"constant": inputs == 1})
-    if name in _PRODUCTS and inputs == 2:
-        return Step("matmul")
-    found = _with_numbers(name, vars(operation), given)
-    return found if found is not None else Step(f"keras.{name}")
-
-
-def _with_numbers(name: str, held: Mapping[str, Any], given: Shape) -> Step | None:
-    """An operation that is known together with the numbers it holds."""
-    if name == "LeakyRelu":
-        return Step("leaky_relu", {"slope": float(held["negative_slope"])})
-    if name == "Relu6":
-        return Step("clip", {"low": 0.0, "high": 6.0})
-    if name == "Clip" and all(np.ndim(held[key]) == 0 for key in ("x_min", "x_max")):
-        low, high = (None if held[key] is None else float(held[key]) for key in ("x_min", "x_max"))
-        return Step("clip", {"low": low, "high": high})
-    if name == "Concatenate":
-        return Step("concat", {"axis": held.get("axis")})
-    if name in ("Split", "GetItem", "Slice", "Unstack"):
-        return Step("split", {"axis": held.get("axis") if name in ("Split", "Unstack") else None})
-    if name == "Transpose":
-        axes = held.get("axes")
-        return Step("transpose", {"axes": tuple(axes) if axes is not None else tuple(range(len(given)))[::-1]})
-    if name == "Pad" and held.get("mode") == "constant":
-        return Step("pad", {"value": float(held.get("constant_values") or 0)})
-    if name == "Mean" and _is_spatial(held.get("axis"), len(given)):
-        return Step("avg_pool")
-    return None
-
-
-def _is_spatial(axes: int | Sequence[int] | None, rank: int) -> bool:
-    """Whether a mean is over places and not over channels, or samples."""
-    import keras
-
-    if axes is None or not rank:
-        return False
-    taken = {axis % rank for axis in ([axes] if isinstance(axes, int) else axes)}
-    channel = 1 if keras.config.image_data_format() == "channels_first" else rank - 1
-    return not taken & {0, channel}
