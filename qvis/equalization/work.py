@@ -32,6 +32,8 @@ from qvis.words import count
 
 WIDTHS = (8, 6, 4)
 GRANULARITIES = ("tensor", "channel")
+NOISE = 3.0
+"""So many times what folding alone changes in the outputs is still noise of the arithmetic."""
 FAR = 2.0
 """Scales that are predicted to do so many times the least damage are not tried."""
 OFFERED = "offered"
@@ -144,8 +146,7 @@ class Work:
         if self.asked.replace_relu6:
             found = self._replace_clips(found)
         difference, relative = self.trials.compare(found.trial)
-        # with other operations in it, the model may compute something else, which then is part of the damage
-        is_kept = bool(found.base.unclipped) or relative <= tolerance(found.base.coarsest)
+        is_kept = self._is_kept(found, relative)
         studies = (self.given, found.trial.study)
         accepted = bool(found.sites.sites) and is_kept and self.trials.gain(*studies).is_likely
         proof = Verification(
@@ -188,6 +189,15 @@ class Work:
             source=self.base.model,
             example=split(self.opened.batches[0], 1)[0],
         )
+
+    def _is_kept(self, found: Candidate, relative: float) -> bool:
+        """Whether outputs that change so much, relative to the largest, are those of the same function."""
+        if found.base.unclipped:
+            return True  # it may be another one: what that changes is part of the damage
+        if relative <= tolerance(found.base.coarsest):
+            return True
+        # a deep model may be as sensitive as that to the last digit of its numbers
+        return relative <= NOISE * self.trials.compare(self._unscaled().trial)[1]
 
     def _measure_widths(self, *studies: Study) -> tuple[Mapping[Key, Draws], Mapping[Key, Draws]]:
         """The damage of rounding the weights of two models to all that a report shows."""
