@@ -24,8 +24,8 @@ from qvis.noise import WeightGrid
 
 POWERS = (1.0, 0.75, 0.5, 0.25)
 WORTHWHILE = 0.01
-"""An offer takes away at least this share of the model's damage. That is little, but once the worst layers are mended it
-is the next ones that count."""
+"""An offer takes away at least this share of the model's damage. That is little, but once the worst layers are mended
+it is the next ones that count."""
 
 
 @dataclass(frozen=True)
