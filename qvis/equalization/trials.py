@@ -26,6 +26,8 @@ class Trial(NamedTuple):
     """What is other in it than in the given model."""
     network: Network
     study: Study
+    notes: tuple[str, ...]
+    """What else is other in it."""
 
 
 class Gain(NamedTuple):
@@ -88,14 +90,15 @@ class Trials:
             self._exact.append(self.given.runner.run(draw.batch))
         return self._exact[: len(draws)]
 
-    def try_out(self, model: Any, written: Rewriting) -> Trial:
-        """Make a model that was written ready."""
+    def try_out(self, base: object, network: Network, written: Rewriting) -> Trial:
+        """Write a model with other numbers, and make it ready to be run."""
+        model, notes = adapters.rewrite(base, network, written)
         network = adapters.read(model)
         study = Study(network, adapters.runner(model, network), self.given.batches, [self.grid], self.given.track)
         if self.activations:
             study.calibrate(locally=False)
         study.power = self.given.power
-        return Trial(model, written, network, study)
+        return Trial(model, written, network, study, tuple(notes))
 
     # -- rounded ------------------------------------------------------------------------------------------------------
 

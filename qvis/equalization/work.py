@@ -135,7 +135,6 @@ class Work:
         self.base = Base(model, opened.ready)
         self.given = self.base.study = self._study(self.base, opened.runner)
         self.trials = Trials(self.given, asked.grid, asked.activations, asked.seed)
-        self.notes: dict[str, None] = {}
         self.steps: list[Step] = []
         self.offers: list[Offer] = []
 
@@ -163,12 +162,9 @@ class Work:
         written = self._correct(kept, self._absorb(kept))
         network = self.base.network
         side = analyze_network(network, bits=self.asked.grid.bits) if inplace else network
-        if inplace:
-            model = self._write(self.base, written, inplace=True)
-        elif written is kept.trial.written:
-            model = kept.trial.model
-        else:
-            model = self._write(self.base, written)
+        model, notes = kept.trial.model, kept.trial.notes
+        if inplace or written is not kept.trial.written:
+            model, notes = adapters.rewrite(self.base.model, network, written, inplace=inplace)
         return Equalization(
             model=model,
             pairs=pairs_of(found.sites, found.scales.factors) if accepted else [],
@@ -184,7 +180,7 @@ class Work:
             predicted=(found.scales.before, found.scales.after),
             offers=self.offers,
             steps=self.steps,
-            notes=(*self.given.runner.notes, *self.opened.ready.notes, *self.notes),
+            notes=(*self.given.runner.notes, *self.opened.ready.notes, *notes),
             sides=(side, adapters.read(model, name=f"{network.name} equalized")),
             source=self.base.model,
             example=split(self.opened.batches[0], 1)[0],
@@ -262,7 +258,7 @@ class Work:
 
     def _try(self, base: Base, sites: Sites, scales: Scales) -> Candidate:
         written = replace(base.numbers(sites, scales.factors), unclipped=base.unclipped)
-        return Candidate(base, sites, scales, self.trials.try_out(self._write(self.base, written), written))
+        return Candidate(base, sites, scales, self._tried(written))
 
     def _unscaled(self) -> Candidate:
         """The model with its normalizations folded alone."""
@@ -270,10 +266,8 @@ class Work:
         zero = np.zeros(sites.count)
         return self._try(self.base, sites, assess_scales(zero, [], [], *self.asked.grid))
 
-    def _write(self, base: Base, written: Rewriting, *, inplace: bool = False) -> Any:
-        model, notes = adapters.rewrite(base.model, base.network, written, inplace=inplace)
-        self.notes.update(dict.fromkeys(notes))
-        return model
+    def _tried(self, written: Rewriting) -> Trial:
+        return self.trials.try_out(self.base.model, self.base.network, written)
 
     # -- what changes the function ------------------------------------------------------------------------------------
 
@@ -284,14 +278,15 @@ class Work:
         if not clips:
             self.steps.append(Step("ReLU6", False, "The model has no ReLU6 or other clip from 0."))
             return found
-        model = self._write(self.base, Rewriting(unclipped=clips))
+        model = adapters.rewrite(self.base.model, self.base.network, Rewriting(unclipped=clips)).model
         ready = prepare(model, example=split(self.opened.batches[0], 2)[0])
         runner = adapters.runner(model, ready.network)
         base = Base(model, place(ready, model, runner, self.opened.batches[0]), clips)
         base.study = self._study(base, runner)
         base.study.calibrate(locally=False)
         other = self._best(base)
-        better = self.trials.gain(found.trial.study, other.trial.study).is_likely
+        others = (self.given, found.trial.study)
+        better = all(self.trials.gain(one, other.trial.study).is_likely for one in others)
         change = self.trials.compare(other.trial)[1]
         text = f"{what}: the outputs change by {change:.1e} of the largest before anything is rounded."
         self.steps.append(self._step("ReLU6", better, text, found.trial.study, other.trial.study))
@@ -309,7 +304,7 @@ class Work:
             self.steps.append(Step("absorption", False, "No bias is high enough to be absorbed by the next layer."))
             return trial.written
         written = biases.add(trial.written, vectors)
-        other = self.trials.try_out(self._write(self.base, written), written)
+        other = self._tried(written)
         better = self.trials.gain(trial.study, other.study).is_likely
         moved = f"Biases of {count(len(vectors), 'layer')} moved"
         text = f"{moved}: the outputs change by {self.trials.compare(other)[1]:.1e} of the largest."
@@ -323,7 +318,7 @@ class Work:
             return written
         trial = found.trial
         if written is not trial.written:
-            trial = self.trials.try_out(self._write(self.base, written), written)
+            trial = self._tried(written)
         means = find_means(how, base.study, base.graph, found.sites, base.folded)
         biases = Biases(base.network, base.folded)
         correction = Correction(self.trials, trial, found.sites, found.scales.factors, means, biases)
