@@ -228,6 +228,17 @@ def test_relu6_stays_where_its_clipping_matters(images: np.ndarray) -> None:
     assert "has no ReLU6" in str(found.steps[0])
 
 
+def test_a_relu6_that_is_called_as_a_function_is_named_with_the_way_out(images: np.ndarray) -> None:
+    class Functional(Clipped):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(nn.functional.relu6(self.first(x))).mean((2, 3))
+
+    (step,) = qvis.equalize(Functional().eval(), images, replace_relu6=True).steps
+    assert not step.kept
+    assert "0 clips of 1" in str(step)
+    assert "nn.ReLU6" in str(step)
+
+
 class Block(nn.Module):
     """An MLP of a transformer: nothing before its second Linear can take the inverse of a scale."""
 

@@ -273,13 +273,17 @@ class Work:
 
     def _replace_clips(self, found: Candidate) -> Candidate:
         """The best with ReLU in place of clips, if that is better still, all that it changes included."""
-        clips = [node.name for node in self.base.graph.nodes if node.op == "clip" and _is_bounded(node)]
-        what = f"ReLU in place of {count(len(clips), 'clip')}"
+        clips = _clips(self.base.graph)
         if not clips:
             self.steps.append(Step("ReLU6", False, "The model has no ReLU6 or other clip from 0."))
             return found
-        model = adapters.rewrite(self.base.model, self.base.network, Rewriting(unclipped=clips)).model
+        model, notes = adapters.rewrite(self.base.model, self.base.network, Rewriting(unclipped=clips))
         ready = prepare(model, example=split(self.opened.batches[0], 2)[0])
+        left = len(_clips(graph_of(ready.network)))
+        what = f"ReLU in place of {count(len(clips) - left, 'clip')}" + f" of {len(clips)}" * (left > 0)
+        if left == len(clips):
+            self.steps.append(Step("ReLU6", False, " ".join((f"{what}.", *notes))))
+            return found
         runner = adapters.runner(model, ready.network)
         base = Base(model, place(ready, model, runner, self.opened.batches[0]), clips)
         base.study = self._study(base, runner)
@@ -336,6 +340,11 @@ class Work:
     def _step(self, kind: str, kept: bool, text: str, *studies: Study) -> Step:
         before, after = map(self.trials.assess, studies)
         return Step(kind, kept, text, before, after)
+
+
+def _clips(graph: Graph) -> list[str]:
+    """The clips from 0 to a number."""
+    return [node.name for node in graph.nodes if node.op == "clip" and _is_bounded(node)]
 
 
 def _is_bounded(node: Node) -> bool:
