@@ -114,6 +114,8 @@ class _Finder:
         if not (np.all(np.isfinite(gain)) and np.all(np.isfinite(offset))):
             return _not_finite(norm)
         (node,) = nodes
+        if not node.attributes.get("writable", True):
+            return "its numbers are not those of a module of its own, and cannot be exchanged"
         backward = self._backward(node, norm)
         if backward is None:
             return Fold(name, self._before(node).layer, "backward")

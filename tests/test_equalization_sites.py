@@ -17,12 +17,15 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from qvis.adapters import torch as adapter
+from qvis.adapters.rewritten import express
 from qvis.equalization.sites import Sites, find_sites, scaled
 from qvis.errors import BadArgumentError
 from qvis.folding import Folded, fold_network
 from qvis.layers import Graph, Layer, Network, Node, Norm
 from tests.convnets import image_model, images, settled
 from tests.test_folding import network_of, tensor_of
+
+STATISTICS = {"mean": "running_mean", "variance": "running_var", "scale": "weight", "shift": "bias"}
 
 
 class Flow(nn.Module):
@@ -69,7 +72,9 @@ def affine_of(model: nn.Module, name: str) -> tuple[Any, Any]:
 def rewritten(model: nn.Module, sites: Sites, folded: Folded, scales: Any) -> dict[str, Tensor]:
     """The parameters and buffers of the model, folded and scaled."""
     affines = {name: affine_of(model, name) for name in sites.affines}
-    new = scaled(sites, scales, folded.network.layers, folded.norms, affines)
+    assert folded.network.graph is not None
+    own = {**folded.network.graph.norms, **folded.norms}
+    new = scaled(sites, scales, folded.network.layers, own, affines)
     weights, norms = {**folded.weights, **new.weights}, {**folded.norms, **new.norms}
     tensors: dict[str, Any] = {}
     for layer in folded.network.layers:
@@ -81,8 +86,9 @@ def rewritten(model: nn.Module, sites: Sites, folded: Folded, scales: Any) -> di
         tensors[f"{name}.bias"] = bias
     for name, norm in norms.items():
         module = model.get_submodule(name)
-        numbers = {"running_mean": norm.mean, "running_var": norm.variance, "weight": norm.scale, "bias": norm.shift}
-        tensors |= {f"{name}.{what}": one for what, one in numbers.items() if getattr(module, what) is not None}
+        has = {"has_scale": module.weight is not None, "has_shift": module.bias is not None}
+        for what, one in express(norm, float(module.eps), **has).items():  # type: ignore[arg-type]
+            tensors[f"{name}.{STATISTICS[what]}"] = one
     for name, factors in new.multiplies.items():  # in the weight's place, which undoes it
         tensors[f"{name}.weight"] = np.asarray(tensors[f"{name}.weight"]) * factors
     for name, (scale, shift) in new.affines.items():
@@ -125,13 +131,13 @@ def noise(*shape: int) -> Tensor:
     {
         # ResNet: its stream of 8 channels with the stem and a block, each block's inside, and the last stream.
         "ResNet": [8, 8, 12, 12],
-        "PreActivation": [6],
+        "PreActivation": [6, 6],
         "MobileNet": [12],
         "MobileNetV3": [4, 4],
         "UNet": [6, 8, 6, 6],
-        "Dense": [4],
+        "Dense": [6, 6, 4, 10, 4],
         "Vgg": [6, 8, 10],
-        "Detector": [6],
+        "Detector": [6, 6, 6],
     }.items(),
 )
 def test_scaling_changes_no_image_model(name: str, counts: list[int]) -> None:
@@ -143,7 +149,7 @@ def test_scaling_changes_no_image_model(name: str, counts: list[int]) -> None:
 @pytest.mark.parametrize("name", ["ResNet", "UNet", "Dense", "EfficientNet", "Vgg"])
 def test_without_shapes_less_is_found_and_nothing_changes(name: str) -> None:
     sites = check(image_model(name), images(), shapes=False)
-    assert sites.count == {"ResNet": 28, "UNet": 26, "Dense": 4, "EfficientNet": 8, "Vgg": 6}[name]
+    assert sites.count == {"ResNet": 28, "UNet": 26, "Dense": 30, "EfficientNet": 8, "Vgg": 6}[name]
     reasons = {skipped.name: skipped.reason for skipped in sites.skipped}
     if name == "ResNet":
         assert reasons["layer2.conv2 -> fc"] == "its shape is not known: give example_inputs"
@@ -222,6 +228,18 @@ class Encoder(nn.Module):
         return self.norm2(x + self.down(F.relu(self.up(x))))
 
 
+class Centred(nn.Module):
+    """A layer normalization that is written out."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = (nn.Parameter(torch.linspace(start, 1.7, width)) for start in (0.3, -1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - x.mean(-1, keepdim=True)
+        return x / torch.sqrt(x.square().mean(-1, keepdim=True) + 1e-5) * self.weight + self.bias
+
+
 def gqa(m: Any, x: Tensor) -> Tensor:
     def heads(layer: nn.Module) -> Tensor:
         return layer(x).view(*x.shape[:2], -1, 4).transpose(1, 2)
@@ -265,6 +283,10 @@ def windows(m: Any, x: Tensor) -> Tensor:
 def several(m: Any, x: Tensor) -> Tensor:
     x = m.a(x)
     return m.c(F.relu(m.b(F.relu(m.b(x)))))
+
+
+def pair(kind: Callable[..., nn.Module]) -> dict[str, nn.Module]:
+    return {"a": kind(4, 6, 1), "b": kind(4, 6, 1)}
 
 
 IMAGE, TOKENS, ROWS = (2, 4, 8, 8), (2, 5, 12), (3, 6)
@@ -391,7 +413,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Expected]] = {
     "mean of tokens": (
         lambda: Flow(lambda m, x: m.b(F.relu(m.a(x)).mean(1)), a=nn.Linear(12, 5), b=nn.Linear(5, 2)),
         TOKENS,
-        [("a", "b", 1)],
+        [("a", "b", 5)],
     ),
     "pooled channels": (
         lambda: Flow(lambda m, x: m.b(F.avg_pool1d(m.a(x), 3, 1, 1)), a=nn.Linear(12, 6), b=nn.Linear(6, 2)),
@@ -433,7 +455,100 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Expected]] = {
             c=nn.Conv2d(6, 2, 1),
         ),
         IMAGE,
-        [("a b", "b c", 1)],
+        [("a b", "b c", 4), ("b", "c", 2)],
+    ),
+    "stacked": (
+        lambda: Flow(
+            lambda m, x: m.c(torch.stack([m.a(x), m.b(x)], 1).amax(1)), **pair(nn.Conv2d), c=nn.Conv2d(6, 2, 1)
+        ),
+        IMAGE,
+        [("a b", "c", 6)],
+    ),
+    "the larger": (
+        lambda: Flow(lambda m, x: m.c(torch.maximum(m.a(x), -m.b(x) / 3)), **pair(nn.Conv2d), c=nn.Conv2d(6, 2, 1)),
+        IMAGE,
+        [("a b", "c", 6)],
+    ),
+    "linear unit with a gate": (
+        lambda: Flow(lambda m, x: m.b(F.glu(m.a(x), 1)), a=nn.Conv2d(4, 6, 1), b=nn.Conv2d(3, 2, 1)),
+        IMAGE,
+        [("a", "b", 3)],
+    ),
+    "rolled and turned around": (
+        lambda: Flow(
+            lambda m, x: m.b(m.a(x).roll((1, -2), (2, 3)).flip(3).movedim(1, -1)).mean((1, 2)),
+            a=nn.Conv2d(4, 6, 1),
+            b=nn.Linear(6, 2),
+        ),
+        IMAGE,
+        [("a", "b", 6)],
+    ),
+    "channels turned around": (
+        lambda: Flow(lambda m, x: m.b(m.a(x).flip(1)), a=nn.Conv2d(4, 6, 1), b=nn.Conv2d(6, 2, 1)),
+        IMAGE,
+        [("a", "b", 1)],
+    ),
+    "places from channels": (
+        lambda: Flow(lambda m, x: m.b(F.pixel_shuffle(m.a(x), 2)), a=nn.Conv2d(4, 8, 1), b=nn.Conv2d(2, 2, 1)),
+        IMAGE,
+        [("a", "b", 2)],
+    ),
+    "channels from places": (
+        lambda: Flow(lambda m, x: m.b(F.pixel_unshuffle(m.a(x), 2)), a=nn.Conv2d(4, 3, 1), b=nn.Conv2d(12, 2, 1)),
+        IMAGE,
+        [("a", "b", 3)],
+    ),
+    "spread and summed": (
+        lambda: Flow(
+            lambda m, x: m.c((m.a(x) + m.b(x).sum((2, 3), keepdim=True).expand(-1, -1, 8, 8)).repeat(1, 1, 1, 2)),
+            **pair(nn.Conv2d),
+            c=nn.Conv2d(6, 2, 1),
+        ),
+        IMAGE,
+        [("a b", "c", 6)],
+    ),
+    "largest": (
+        lambda: Flow(lambda m, x: m.b(m.a(x).max(1)[0]), a=nn.Linear(12, 5), b=nn.Linear(5, 2)),
+        TOKENS,
+        [("a", "b", 5)],
+    ),
+    "written out": (
+        lambda: Flow(
+            lambda m, x: m.b(m.norm(x)) + m.c(F.gelu(m.a(x)) * m.other.weight),
+            norm=Centred(12),
+            other=Centred(5),
+            a=nn.Linear(12, 5),
+            b=nn.Linear(12, 2),
+            c=nn.Linear(5, 2),
+        ),
+        TOKENS,
+        [("norm", "b", 12), ("other", "c", 5)],
+    ),
+    "written out and called twice": (
+        lambda: Flow(lambda m, x: m.b(m.norm(x)) + m.b(m.norm(m.norm(x))), norm=Centred(12), b=nn.Linear(12, 2)),
+        TOKENS,
+        [],
+    ),
+    "one normalization called twice": (
+        lambda: Flow(
+            lambda m, x: m.b(F.relu(m.norm(F.relu(m.a(x))))) + m.c(m.norm(x)),
+            a=nn.Conv2d(4, 4, 1),
+            norm=nn.BatchNorm2d(4),
+            b=nn.Conv2d(4, 2, 1),
+            c=nn.Conv2d(4, 2, 1),
+        ),
+        IMAGE,
+        [("norm", "b c", 4)],
+    ),
+    "a normalization without factors": (
+        lambda: Flow(
+            lambda m, x: m.b(m.norm(F.relu(m.a(x))).relu()),
+            a=nn.Conv2d(4, 6, 1),
+            norm=nn.BatchNorm2d(6, affine=False),
+            b=nn.Conv2d(6, 2, 1),
+        ),
+        IMAGE,
+        [("a", "norm", 6), ("norm", "b", 6)],
     ),
 }
 
@@ -463,6 +578,19 @@ def test_each_refused_connection_says_why() -> None:
     assert post["o -> norm1"] == "it is tied to an input of the model"
     assert post["down -> norm2"] == "layer_norm 'norm2' follows it"
     assert post["q -> o"] == "the softmax of attention 'attention' follows it"
+
+
+def test_a_normalization_that_is_not_folded_has_connections_of_its_own() -> None:
+    model = made(lambda: nn.Sequential(nn.Linear(6, 4), nn.GELU(), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)))
+    sites = check(model, noise(3, 6))
+    assert pairs(sites) == [(("2",), ("4",), 4)]
+    assert [(one.name, one.reason) for one in sites.skipped] == [("0 -> 2", "gelu '1' follows it")]
+
+
+def test_the_numbers_of_normalizations_are_needed() -> None:
+    sites, folded = sites_of(made(CASES["a normalization without factors"][0]), noise(*IMAGE))
+    with pytest.raises(BadArgumentError, match="norms: the numbers of 'norm', which are to be scaled, are missing"):
+        scaled(sites, np.full(12, 2.0), folded.network.layers)
 
 
 def test_what_takes_many_is_one_line() -> None:
@@ -530,6 +658,9 @@ Numbers = dict[str, Any]
 """Weights, biases, shifts of normalizations and factors of affine ones, by name."""
 
 
+OF_TWO = [("add", np.add), ("sub", np.subtract), ("mul", np.multiply), ("maximum", np.maximum), ("maximum", np.minimum)]
+
+
 class Program:
     """A random graph, drawn one operation after the other, that can be computed with any numbers."""
 
@@ -540,6 +671,7 @@ class Program:
         self.steps: dict[str, Callable[..., Any]] = {}
         self.numbers: Numbers = {}
         self.norms: dict[str, Norm] = {}
+        self.folded: set[str] = set()
         self.layers: dict[str, Layer] = {}
         self.values = {"x": self.random.normal(size=(2, 4, 6))}
 
@@ -564,6 +696,7 @@ class Program:
         makers = (
             self.linear, self.linear, self.conv, self.conv, self.elementwise, self.elementwise, self.arithmetic,
             self.arithmetic, self.concat, self.part, self.transpose, self.reshape, self.pool, self.norm, self.product,
+            self.shuffle, self.halves, self.move,
         )  # fmt: skip
         self.pick(makers)(name)
 
@@ -611,6 +744,8 @@ class Program:
                 ("sigmoid", lambda _, x: (1 + np.tanh(x / 2)) / 2, {}),
                 ("clip", lambda _, x: np.clip(x, 0, 1), {"low": 0.0, "high": 1.0}),
                 ("mul", lambda _, x: x * np.arange(1.0, 1 + x.shape[-1]), {"constant": True}),
+                ("div", lambda _, x: x / np.arange(-1.0, -1 - x.shape[-1], -1), {"constant": True, "divisor": True}),
+                ("div", lambda _, x: 1 / (9 + x), {"constant": True}),
                 ("identity", lambda _, x: x, {}),
             ]
         )
@@ -622,7 +757,7 @@ class Program:
             with contextlib.suppress(ValueError):
                 if len(np.broadcast_shapes(self.shape(name), self.shape(other))) <= 4:
                     fits.append(other)
-        other, (op, step) = self.pick(fits), self.pick([("add", np.add), ("sub", np.subtract), ("mul", np.multiply)])
+        other, (op, step) = self.pick(fits), self.pick(OF_TWO)
         operands = self.pick([(name, other), (other, name)])
         self.add(op, operands, lambda _, x, y: step(x, y), constant=False)
 
@@ -664,12 +799,65 @@ class Program:
         wanted = self.pick([way for way in ways if len(way) <= 4])
         self.add("reshape", [name], lambda _, x: x.reshape(wanted))
 
+    def shuffle(self, name: str) -> None:
+        """The channels of several groups, one of each in turn."""
+        shape = self.shape(name)
+        if len(shape) == 3 and shape[1] % 2 == 0:
+            self.add("reshape", [name], lambda _, x: x.reshape(shape[0], 2, -1, shape[2]))
+            self.add("transpose", [self.nodes[-1].name], lambda _, x: x.transpose(0, 2, 1, 3), axes=(0, 2, 1, 3))
+            self.add("reshape", [self.nodes[-1].name], lambda _, x: x.reshape(shape))
+            self.conv(self.nodes[-1].name)
+
+    def halves(self, name: str) -> None:
+        """Parts along an axis, some of them left out, some twice, and in another order."""
+        axis = self.pick(range(1, len(self.shape(name))))
+        size = self.shape(name)[axis]
+        cut = self.pick(range(1, size)) if size > 1 else 1
+        parts = []
+        for start, end in ((0, cut), (cut, size)):
+            if start < end:
+                self.add(
+                    "split", [name], lambda _, x, a=start, b=end: x.take(range(a, b), axis), axis=axis, start=start
+                )
+                parts.append(self.nodes[-1].name)
+        given = [self.pick(parts) for _ in range(self.pick([2, 3]))]
+        self.add("concat", given, lambda _, *some: np.concatenate(some, axis), axis=axis)
+
+    def move(self, name: str) -> None:
+        shape = self.shape(name)
+        axis = self.pick(range(1, len(shape)))
+        kind = self.pick(["roll", "stack", "places", "channels", "glu"])
+        if kind == "roll":
+            self.add("roll", [name], lambda _, x: np.roll(x, 1, axis), axes=(axis,))
+        elif kind == "stack" and len(shape) < 4:
+            given = self.pick(
+                [[name, name], [name], [name, self.pick([a for a in self.values if self.shape(a) == shape])]]
+            )
+            self.add("concat", given, lambda _, *some: np.stack(some, axis), axis=axis)
+        elif kind == "glu" and shape[axis] % 2 == 0:
+
+            def gate(_: Numbers, x: Any) -> Any:
+                kept, gate = np.split(x, 2, axis)
+                return kept * (1 + np.tanh(gate)) / 2
+
+            self.add("glu", [name], gate, axis=axis)
+        elif kind == "places" and len(shape) == 3 and shape[1] % 2 == 0:
+            self.add("pixel_shuffle", [name], lambda _, x: x.reshape(shape[0], shape[1] // 2, -1), channel_axis=1)
+        elif kind == "channels" and len(shape) == 3 and shape[2] % 2 == 0:
+            self.add("pixel_shuffle", [name], lambda _, x: x.reshape(shape[0], shape[1] * 2, -1), channel_axis=1)
+
     def pool(self, name: str) -> None:
         axis = self.pick(range(1, len(self.shape(name))))
-        kind = self.pick(["mean", "keep", "pad", "resize"])
+        kind = self.pick(["mean", "keep", "pad", "resize", "reduce"])
         if kind == "pad":
-            width = [(1, 1) if one == axis else (0, 0) for one in range(len(self.shape(name)))]
-            self.add("pad", [name], lambda _, x: np.pad(x, width), value=0)
+            width = [(1, 2) if one == axis else (0, 0) for one in range(len(self.shape(name)))]
+            mode, value = self.pick([("constant", 0), ("edge", None)])
+            facts = self.pick([{}, {"widths": tuple(width)}])
+            self.add("pad", [name], lambda _, x: np.pad(x, width, mode), value=value, **facts)
+        elif kind == "reduce":
+            op, step = self.pick([("sum", np.sum), ("avg_pool", np.mean), ("max_pool", np.min)])
+            keep = len(self.shape(name)) < 3 or self.pick([True, False])
+            self.add(op, [name], lambda _, x: step(x, axis=axis, keepdims=keep), axes=(axis,))
         elif kind == "resize":
             self.add("resize", [name], lambda _, x: x.repeat(2, axis))
         elif kind == "keep" or len(self.shape(name)) < 3:
@@ -681,12 +869,26 @@ class Program:
         label = f"norm{len(self.nodes)}"
         if self.pick([True, False]):
             count = self.shape(name)[1]
-            shift = self.random.normal(size=count)
-            self.numbers[label] = shift
-            one = np.ones(count)
-            self.norms[label] = Norm(label, np.zeros(count), one, one, shift, 0.0)
-            sizes = [count if axis == 1 else 1 for axis in range(len(self.shape(name)))]
-            self.add("batch_norm", [name], lambda n, x: x + n[label].reshape(sizes), name=label, channel_axis=1)
+            mean, scale, shift = self.random.normal(size=(3, count))
+            if folded := self.pick([True, False]):
+                mean, scale = np.zeros(count), np.ones(count)
+                self.folded.add(label)
+            variance = np.ones(count) if folded else self.random.uniform(0.5, 2, count)
+            self.numbers[label] = self.norms[label] = Norm(label, mean, variance, scale, shift, 0.0)
+            wide = (-1, *[1] * (len(self.shape(name)) - 2))
+
+            def normed(n: Numbers, x: Any) -> Any:
+                own = n[label]
+                factor = own.scale / np.sqrt(own.variance + own.epsilon)
+                return (x - own.mean.reshape(wide)) * factor.reshape(wide) + own.shift.reshape(wide)
+
+            self.add("batch_norm", [name], normed, name=label, channel_axis=1)
+            if not folded and self.pick([True, False]):
+                shape = self.shape(name)
+                same = [
+                    one for one in self.values if len(self.shape(one)) == len(shape) and self.shape(one)[1] == count
+                ]
+                self.add("batch_norm", [self.pick(same)], normed, name=f"{label}@2", channel_axis=1)
         else:
             self.numbers[label] = self.random.normal(size=(2, self.shape(name)[-1]))
             facts = {"axes": (-1,), "scale": True, "shift": True}
@@ -741,7 +943,7 @@ def test_scaling_changes_no_graph(data: st.DataObject) -> None:
         program.grow()
     network = program.finish()
     assert network.graph is not None
-    sites = find_sites(network.graph, network, set(program.norms))
+    sites = find_sites(network.graph, network, program.folded)
     event(f"{min(sites.count, 12)} variables")
     own = program.numbers
     scales = np.exp2(program.random.uniform(-2, 2, sites.count))
@@ -751,7 +953,7 @@ def test_scaling_changes_no_graph(data: st.DataObject) -> None:
         **own,
         **{name: weight.reshape(own[name].shape) for name, weight in new.weights.items()},
         **{f"{name}.bias": bias for name, bias in new.biases.items()},
-        **{name: norm.shift for name, norm in new.norms.items()},
+        **new.norms,
         **{name: np.array(affine) for name, affine in new.affines.items()},
     }
     for one, other in zip(program.run(own), program.run(numbers), strict=True):

@@ -136,7 +136,12 @@ OPERATIONS: list[tuple[Callable[[Any, Tensor], Tensor], str, dict[str, Any]]] = 
     (lambda _, x: x + 1, "add", {"constant": True}),
     (lambda _, x: 1 - x, "sub", {"constant": True}),
     (lambda _, x: x * x, "mul", {"constant": False}),
-    (lambda _, x: x / 2, "div", {"constant": True}),
+    (lambda _, x: x / 2, "div", {"constant": True, "divisor": True}),
+    (lambda _, x: torch.maximum(x, x.relu()), "maximum", {}),
+    (lambda _, x: torch.min(x, x.relu()), "maximum", {}),
+    (lambda _, x: -x, "mul", {"constant": True}),
+    (lambda _, x: functional.glu(x, 2), "glu", {"axis": 2}),
+    (lambda _, x: torch.stack([x, x], 1), "concat", {"axis": 1}),
     (lambda _, x: torch.cat([x, x], dim=1), "concat", {"axis": 1}),
     (lambda _, x: x.chunk(2, dim=3)[1], "split", {"axis": 3, "index": 1}),
     (lambda _, x: x[:, 1], "split", {"axis": 1, "start": 1, "step": 1}),
@@ -147,6 +152,8 @@ OPERATIONS: list[tuple[Callable[[Any, Tensor], Tensor], str, dict[str, Any]]] = 
     (lambda _, x: functional.max_pool2d(x, 2), "max_pool", {}),
     (lambda _, x: functional.avg_pool2d(x, 2), "avg_pool", {}),
     (lambda _, x: x.mean((2, 3)), "avg_pool", {}),
+    (lambda _, x: x.sum((2, 3)), "sum", {}),
+    (lambda _, x: x.amax((2, 3)), "max_pool", {}),
     (lambda _, x: functional.pad(x, (1, 1)), "pad", {"value": 0}),
     (lambda _, x: functional.pad(x, (1, 1), value=2.0), "pad", {"value": 2.0}),
     (lambda _, x: functional.pad(x, (1, 1, 1, 1), mode="reflect"), "pad", {"value": None}),
@@ -168,6 +175,53 @@ def test_an_operation_has_its_word_and_attributes(
 ) -> None:
     for graph in graphs(Flow(flow, conv=nn.Conv2d(3, 3, 1)), images()):
         assert only(graph, op).attributes == {**only(graph, op).attributes, **attributes}
+
+
+@pytest.mark.parametrize(
+    ("flow", "op", "attributes"),
+    [
+        (lambda x: x.flip(2, -1), "roll", {"axes": (2, 3)}),
+        (lambda x: x.expand(2, 3, 16, 16), "identity", {}),
+        (lambda x: x.mean((-1, -2)), "avg_pool", {"axes": (3, 2)}),
+        (lambda x: x.max(3)[0], "max_pool", {"axes": (3,)}),
+        (lambda x: x.mean((2, 3), keepdim=True).expand(-1, -1, 4, 4), "resize", {}),
+        (lambda x: x.repeat(1, 1, 2, 1), "resize", {}),
+        (lambda x: functional.pixel_unshuffle(x, 2), "pixel_shuffle", {"channel_axis": 1}),
+        (lambda x: functional.pad(x, (0, 1, 2, 3)), "pad", {"value": 0, "widths": ((0, 0), (0, 0), (2, 3), (0, 1))}),
+        (lambda x: x.movedim(1, -1), "transpose", {"axes": (0, 2, 3, 1)}),
+        (lambda x: torch.movedim(x, (2, 3), (0, 1)), "transpose", {"axes": (2, 3, 0, 1)}),
+    ],
+)
+def test_along_which_axes_elements_move_is_known_with_an_example(
+    flow: Callable[[Tensor], Tensor], op: str, attributes: dict[str, Any]
+) -> None:
+    graph = adapter.graph(Flow(lambda m, x: flow(m.conv(x)), conv=nn.Conv2d(3, 3, 1)), Batch((images(),)))
+    assert only(graph, op).attributes == attributes
+
+
+def test_one_of_several_results_may_be_taken_by_name() -> None:
+    for graph in graphs(
+        Flow(lambda m, x: m.fc(m.conv(x).max(3).values), conv=nn.Conv2d(3, 3, 1), fc=nn.Linear(16, 2)), images()
+    ):
+        assert graph.by_name[only(graph, "linear").inputs[0]].op == "max_pool"
+
+
+def test_weights_and_biases_that_are_used_elsewhere_too_are_named() -> None:
+    model = Flow(lambda m, x: m.conv(x) * m.conv.bias[:, None, None] + m.conv.weight.mean(), conv=nn.Conv2d(3, 3, 1))
+    for graph in graphs(model, images()):
+        assert only(graph, "mul").attributes["layers"] == ("conv",)
+        assert only(graph, "add").attributes["layers"] == ("conv",)
+
+
+def test_a_normalization_by_numbers_that_are_no_modules_own_is_marked() -> None:
+    def flow(m: Any, x: Tensor) -> Tensor:
+        return functional.batch_norm(m.norm(x), m.norm.running_mean, m.norm.running_var, m.other.weight, m.other.bias)
+
+    model = Flow(flow, norm=nn.BatchNorm2d(3), other=nn.BatchNorm2d(3))
+    for graph in graphs(model, images()):
+        own, other = (node for node in graph.nodes if node.op == "batch_norm")
+        assert own.attributes.get("writable", True)
+        assert other.attributes["writable"] is False
 
 
 def test_axes_that_depend_on_the_rank_are_known_with_an_example() -> None:

@@ -594,3 +594,29 @@ def test_a_checkpoint_is_only_read(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "model.pt")
     with pytest.raises(UnsupportedModelError, match="give the model itself"):
         adapters.rewrite(tmp_path / "model.pt", adapters.read(tmp_path / "model.pt"), Rewriting())
+
+
+def test_vectors_of_modules_with_a_pass_of_their_own_are_affines() -> None:
+    class Own(nn.Module):
+        def __init__(self, *names: str, buffers: tuple[str, ...] = ()) -> None:
+            super().__init__()
+            for name in names:
+                self.register_parameter(name, nn.Parameter(torch.arange(3.0) + len(name)))
+            for name in buffers:
+                self.register_buffer(name, torch.ones(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    model = nn.ModuleDict({
+        "factor": Own("weight"), "both": Own("weight", "bias").double(), "fixed": Own("weight", buffers=("bias",)),
+        "gamma": Own("gamma"), "more": Own("weight", "other"), "prelu": nn.PReLU(3), "linear": nn.Linear(3, 3),
+        "one": Own("weight"), "same": Own("weight"),
+    })  # fmt: skip
+    model["same"].weight = model["one"].weight
+    found = adapters.affines(model)
+    assert set(found) == {"factor", "both"}
+    assert found["factor"][1] is None
+    np.testing.assert_array_equal(found["factor"][0], np.float32([6, 7, 8]))
+    assert found["both"][1].dtype == np.float64
+    np.testing.assert_array_equal(found["both"][1], [4.0, 5, 6])

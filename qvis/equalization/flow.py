@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from math import nan, prod
+from math import inf, nan, prod
 
 import numpy as np
 
@@ -46,7 +46,8 @@ class Flow(Moving):
         self.tensors: dict[str, Channels] = {}
         self.outputs: dict[str, IntArray] = {}
         self.inputs: dict[str, IntArray] = {}
-        self.norms: dict[str, IntArray] = {}
+        self.norms: dict[str, tuple[IntArray, IntArray]] = {}
+        """By normalization by fixed numbers, what enters and what leaves it: the same where it is folded."""
         self.affines: dict[str, IntArray] = {}
         self.shifts: dict[str, IntArray] = {}
         self._products: list[tuple[Node, Channels, Channels, Channels]] = []
@@ -62,6 +63,27 @@ class Flow(Moving):
             self.tensors[node.name] = self._result(node, [self.tensors[name] for name in node.inputs])
         self._settle_products()
 
+    @property
+    def made(self) -> dict[str, IntArray]:
+        """What leaves the layers and normalizations whose outputs can have scales of their own, by name."""
+        return {**self.outputs, **self.affines, **{name: self.norms[name][1] for name in self._free_norms}}
+
+    @property
+    def taken(self) -> dict[str, IntArray]:
+        """What enters the layers and normalizations that can undo scales, by name."""
+        return {**self.inputs, **{name: self.norms[name][0] for name in self._free_norms}}
+
+    @property
+    def _free_norms(self) -> list[str]:
+        return [name for name in self.norms if name not in self.folded_norms]
+
+    def end_of(self, node: Node) -> str:
+        """The name under which :attr:`made` or :attr:`taken` know a normalization; empty for all else."""
+        if node.name in self.affines:
+            return node.name
+        name = self._norm_name(node)
+        return name if node.op == "batch_norm" and name in self.norms and name not in self.folded_norms else ""
+
     def _result(self, node: Node, given: list[Channels]) -> Channels:
         if node.op == "input":
             return self._fixed(node, "it is tied to an input of the model")
@@ -76,7 +98,7 @@ class Flow(Moving):
         rules = {
             **dict.fromkeys(_ELEMENTWISE, self._elementwise),
             **dict.fromkeys((*POOLS, "resize", "pad"), self._local),
-            **dict.fromkeys(("add", "sub"), self._sum),
+            **dict.fromkeys(("add", "sub", "maximum"), self._sum),
             **dict.fromkeys(("mul", "div"), self._product),
             **dict.fromkeys(("flatten", "reshape"), self._reshape),
             "clip": self._clip,
@@ -84,6 +106,9 @@ class Flow(Moving):
             "concat": self._concat,
             "split": self._split,
             "transpose": self._transpose,
+            "glu": self._glu,
+            "roll": self._roll,
+            "pixel_shuffle": self._pixel_shuffle,
             "attention": self._attention,
             "matmul": self._matmul,
         }
@@ -168,15 +193,27 @@ class Flow(Moving):
     # -- normalizations
 
     def _batch_norm(self, node: Node, given: list[Channels]) -> Channels | None:
-        """One that was folded only adds a number to each channel, which then is scaled too."""
-        axis = node.attributes.get("channel_axis")
-        if node.name not in self.folded_norms or node.name not in self.graph.norms or axis is None or len(given) > 1:
+        """One that was folded only adds a number to each channel, which then is scaled too.
+
+        Any other takes channels of any scales and gives them new ones: its mean, factor and shift can be written.
+        """
+        axis, name = node.attributes.get("channel_axis"), self._norm_name(node)
+        if name not in self.graph.norms or not node.attributes.get("writable", True) or axis is None or len(given) > 1:
             return self._stop(node, given)
-        ids, count = self._vector(given[0], axis), len(self.graph.norms[node.name].shift)
+        ids, count = self._vector(given[0], axis), len(self.graph.norms[name].shift)
         if ids is None or len(ids) not in (1, count):
             return None
-        self.norms[node.name] = np.array(np.broadcast_to(ids, count))
-        return Channels.along(ids, axis, node.shape)
+        entering = np.array(np.broadcast_to(ids, count))
+        if name not in self.norms:
+            leaving = entering if name in self.folded_norms else self.variables.new(count)
+            self.norms[name] = entering, leaving
+        known, leaving = self.norms[name]
+        self.variables.tie(known, entering)
+        return Channels.along(leaving, axis, node.shape)
+
+    def _norm_name(self, node: Node) -> str:
+        """Under which a normalization's numbers are known, which are the same in all its calls."""
+        return node.name if node.name in self.graph.norms else _plain(node)
 
     def _norm(self, node: Node, given: list[Channels]) -> Channels:
         """A normalization by the numbers it is given: its scale and shift take what comes after it."""
@@ -184,9 +221,12 @@ class Flow(Moving):
         facts = node.attributes
         axes = facts.get("axes", ()) if node.op != "group_norm" else (facts.get("channel_axis"),)
         axis = axes[0] if len(axes) == 1 else None
-        is_single = self._calls[_plain(node)] == 1
-        if axis is None or not (facts.get("scale") and node.shape and is_single and self._is_writable(node)):
-            return result
+        return self._affine(node, axis) if axis is not None and facts.get("scale") and node.shape else result
+
+    def _affine(self, node: Node, axis: int) -> Channels:
+        """What is multiplied by a factor of its own for each channel, with nothing scaled before."""
+        if self._calls[_plain(node)] > 1 or not self._is_writable(node):
+            return self._fixed(node, f"it is tied to the result of {node.op} {node.name!r}")
         self.affines[node.name] = self.variables.new(node.shape[axis])
         return Channels.along(self.affines[node.name], axis, node.shape)
 
@@ -203,7 +243,7 @@ class Flow(Moving):
 
     def _clip(self, node: Node, given: list[Channels]) -> Channels | None:
         low, high = (node.attributes.get(one, nan) for one in ("low", "high"))
-        if {low, high} <= {0, None}:
+        if {low, high} <= {0, None, inf, -inf}:
             return self._elementwise(node, given)
         if not (low == 0 and high is not None and high > 0):
             return self._stop(node, given)
@@ -214,9 +254,10 @@ class Flow(Moving):
 
     def _sum(self, node: Node, given: list[Channels]) -> Channels | None:
         """All that is added has the same scale."""
-        layer = self.layers.get(node.attributes.get("bias_of", ""))
+        owner = node.attributes.get("bias_of", "")
+        layer = self.layers.get(owner)
         has_bias = layer is not None and (layer.stored or layer).bias is not None
-        bias = self.outputs.get(layer.name) if layer is not None and has_bias else None
+        bias = self.outputs.get(owner) if has_bias else self.affines.get(owner)
         if node.attributes.get("constant") and bias is not None and len(given) == 1:
             ids = self._vector(given[0], node.attributes.get("axis", -1))
             if ids is None or len(ids) != len(bias):
@@ -250,17 +291,24 @@ class Flow(Moving):
             return None
         return [one.aligned(1) for one in given]
 
+    def _glu(self, node: Node, given: list[Channels]) -> Channels | None:
+        """The half that a sigmoid does not take."""
+        source, axis = given[0], node.attributes.get("axis")
+        if axis is None or not source.shape:
+            return None
+        half = source.shape[axis] // 2
+        kept, gate = (source.full(axis).take(range(*ends), axis) for ends in ((0, half), (half, 2 * half)))
+        self.variables.fix(gate, f"the sigmoid of glu {node.name!r} follows it")
+        return Channels(compress(kept), node.shape)
+
     def _product(self, node: Node, given: list[Channels]) -> Channels | None:
         if len(given) == 1 and node.attributes.get("constant"):
             # A quotient may have the constant above, which is not homogeneous.
-            if node.op == "div":
+            if node.op == "div" and not node.attributes.get("divisor"):
                 return self._stop(node, given, f"div {node.name!r} with a constant follows it")
             parts, axis = self._broadcast(node, given), node.attributes.get("axis")
-            is_fixed = parts is not None and self.variables.is_fixed(parts[0])
-            if is_fixed and axis is not None and node.shape and self._is_writable(node):
-                # The factors of a normalization that is written out.
-                self.affines[node.name] = self.variables.new(node.shape[axis])
-                return Channels.along(self.affines[node.name], axis, node.shape)
+            if parts is not None and axis is not None and node.shape and self.variables.is_fixed(parts[0]):
+                return self._affine(node, axis)  # as in a normalization that is written out
             return None if parts is None else Channels(parts[0], node.shape, given[0].axis)
         parts = self._broadcast(node, given) if len(given) == 2 else None
         if parts is None:

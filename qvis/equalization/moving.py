@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
+from math import prod
 
 import numpy as np
 
 from qvis.equalization.channels import Channels, Variables, compress, reshape
 from qvis.layers import Graph, IntArray, Node
 
-POOLS = ("max_pool", "avg_pool")
+POOLS = ("max_pool", "avg_pool", "sum")
 
 
 class Moving:
@@ -72,8 +73,12 @@ class Moving:
             return source if keeps else None
         if source.is_uniform:
             return Channels(source.aligned(len(node.shape)), node.shape)
+        if "axes" in node.attributes:
+            return self._reduced(node, source)
         if len(source.shape) != len(node.shape):
             return self._mean(node, source)
+        if node.op == "pad" and "widths" in node.attributes:
+            return self._padded(node, source)
         ids, rank = source.ids, len(node.shape)
         changed = [axis for axis in range(rank) if source.shape[axis] != node.shape[axis]]
         for axis in range(rank):
@@ -83,8 +88,29 @@ class Moving:
                 ids = self._tie_along(ids, axis)
         return Channels(ids, node.shape)
 
+    def _reduced(self, node: Node, source: Channels) -> Channels:
+        """Over whole axes, which may be dropped."""
+        ids, axes = source.ids, tuple(node.attributes["axes"])
+        for axis in axes:
+            ids = self._tie_along(ids, axis)
+        return Channels(ids if ids.ndim == len(node.shape) else ids.squeeze(axes), node.shape)
+
+    def _padded(self, node: Node, source: Channels) -> Channels:
+        """Zeros have any scale; copies have that of all that is along their axis."""
+        ids = source.ids
+        for axis, (before, after) in enumerate(node.attributes["widths"]):
+            if ids.shape[axis] == 1 or not (before or after):
+                continue
+            if node.attributes.get("value") is None or min(before, after) < 0:
+                ids = self._tie_along(ids, axis)
+                continue
+            zeros = [[one if at == axis else size for at, size in enumerate(ids.shape)] for one in (before, after)]
+            first, last = (self.variables.new(prod(sizes)).reshape(sizes) for sizes in zeros)
+            ids = np.concatenate([first, ids, last], axis)
+        return Channels(ids, node.shape)
+
     def _mean(self, node: Node, source: Channels) -> Channels | None:
-        """A mean that drops axes: the sizes must tell which are left."""
+        """A mean, sum or maximum that drops axes: the sizes must tell which are left."""
         before, rank = source.shape, len(node.shape)
         ways = [kept for kept in combinations(range(len(before)), rank) if _sizes(before, kept) == node.shape]
         if not ways:
@@ -128,6 +154,29 @@ class Moving:
         fits = axes is not None and tuple(source.shape[axis] for axis in axes) == node.shape
         return self._moved(node, source, source.ids.transpose(axes) if fits else None)
 
+    def _roll(self, node: Node, given: list[Channels]) -> Channels | None:
+        """It does not matter what goes where along an axis with one scale."""
+        source, axes = given[0], node.attributes.get("axes")
+        if not axes or not node.shape or source.shape != node.shape:
+            return self._moved(node, source, None)
+        ids = source.ids
+        for axis in axes:
+            ids = self._tie_along(ids, axis)
+        return Channels(ids, node.shape)
+
+    def _pixel_shuffle(self, node: Node, given: list[Channels]) -> Channels | None:
+        """All channels that become places of one, or are made of it, have its scale."""
+        source, axis = given[0], node.attributes.get("channel_axis")
+        if axis is None or not node.shape or not source.shape:
+            return self._moved(node, source, None)
+        before, after = source.shape[axis], node.shape[axis]
+        ids = self._vector(source, axis)
+        if ids is None or max(before, after) % min(before, after):
+            return None
+        if before > after:
+            ids = self._tie_along(ids.reshape(after, -1), 1).ravel()
+        return Channels.along(np.repeat(ids, max(1, after // before)), axis, node.shape)
+
     def _concat(self, node: Node, given: list[Channels]) -> Channels | None:
         axis = node.attributes.get("axis")
         if axis is None or node.attributes.get("constant"):
@@ -136,6 +185,7 @@ class Moving:
             return self._concat_unknown(node, given, axis)
         rank = len(node.shape)
         axis %= rank
+        given = [_with_axis(one, axis) if len(one.shape) == rank - 1 else one for one in given]
         if sum(one.shape[axis] for one in given) != node.shape[axis]:
             return self._stop(node, given, f"{node.op} {node.name!r} with a constant follows it")
         parts = [one.full(axis) for one in given]
@@ -245,6 +295,12 @@ class Moving:
                 missing = [axis for axis, letter in enumerate(after) if letter not in left]
                 return Channels(np.expand_dims(ids, missing), node.shape)
         return None
+
+
+def _with_axis(tensor: Channels, axis: int) -> Channels:
+    """With one more axis, of size 1."""
+    shape = (*tensor.shape[:axis], 1, *tensor.shape[axis:])
+    return Channels(np.expand_dims(tensor.ids, axis), shape)
 
 
 def _sizes(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ class Pair:
     producers: tuple[str, ...]
     """Layers and normalizations whose output channels were multiplied; none where a multiplication was inserted."""
     consumers: tuple[str, ...]
-    """Layers whose input channels were divided."""
+    """Layers, and normalizations by fixed numbers, whose input channels were divided."""
     through: tuple[str, ...]
     """Operations in between."""
     scales: FloatArray

@@ -33,7 +33,8 @@ class Site:
     producers: tuple[str, ...]
     """The layers, and normalizations with a factor, whose outputs are multiplied by the variables."""
     consumers: tuple[str, ...]
-    """The layers whose inputs are multiplied by them, so that their weights are divided by them."""
+    """The layers whose inputs are multiplied by them, so that their weights are divided by them; also normalizations by
+    fixed numbers that are not folded."""
     through: tuple[str, ...]
     """The operations between, in the order of the graph, such as ``("relu", "add")``."""
 
@@ -56,8 +57,9 @@ class Sites:
 
     One number for all where none can be scaled and it is not known how many there are.
     """
-    norms: Mapping[str, IntArray]
-    """By folded normalization, (channels,): what it adds is multiplied by this."""
+    norms: Mapping[str, tuple[IntArray, IntArray]]
+    """By normalization by fixed numbers, what enters and what leaves it; (channels,) each, the same where it is
+    folded."""
     affines: Mapping[str, IntArray]
     """By the name of the node of a layer, RMS or group normalization, (channels,): for its factor and shift.
 
@@ -104,8 +106,8 @@ def find_sites(
     flow = Flow(graph, network, folded_norms, affines, multiplied)
     flow.follow()
     inserted = {name: ids for name, ids in flow.multiplied.items() if len(ids[1]) and name not in flow.refused}
-    made = [*flow.outputs.values(), *flow.affines.values(), *(entering for _, entering in inserted.values())]
-    kept = np.intersect1d(_free(flow, made), _free(flow, flow.inputs.values()))
+    sources = [*flow.made.values(), *(entering for _, entering in inserted.values())]
+    kept = np.intersect1d(_free(flow, sources), _free(flow, flow.taken.values()))
 
     def number(ids: IntArray) -> IntArray:
         roots = flow.variables.find(ids)
@@ -119,25 +121,28 @@ def find_sites(
         found = flow.outputs.get(name)
         outputs[name] = np.full(_rows(layer, calls.get(name)), -1) if found is None else number(found)
         inputs[name] = number(flow.inputs[name]) if name in flow.inputs else _none(graph, calls.get(name))
-    numbered = {name: number(ids) for name, ids in flow.affines.items()}
+    affine = {name: number(ids) for name, ids in flow.affines.items()}
+    fixed = {name: (number(entering), number(leaving)) for name, (entering, leaving) in flow.norms.items()}
+    made = {**outputs, **{name: number(ids) for name, ids in flow.made.items()}}
+    taken = {**inputs, **{name: number(ids) for name, ids in flow.taken.items()}}
     result = Sites(
         count=len(kept),
         outputs=outputs,
         inputs=inputs,
-        norms={name: ids for name in flow.norms if np.any((ids := number(flow.norms[name])) >= 0)},
-        affines={name: ids for name, ids in numbered.items() if np.any(ids >= 0)},
+        norms={name: both for name, both in fixed.items() if any(np.any(ids >= 0) for ids in both)},
+        affines={name: ids for name, ids in affine.items() if np.any(ids >= 0)},
         shifts={name: ids for name in flow.shifts if np.any((ids := number(flow.shifts[name])) >= 0)},
         multiplied={name: (number(reaching), number(entering)) for name, (reaching, entering) in inserted.items()},
         sites=(),
-        skipped=tuple(_skipped(flow, {**outputs, **numbered}, inputs)),
+        skipped=tuple(_skipped(flow, made, taken)),
         calls=calls,
     )
     passed = [
         (node.op, number(flow.tensors[node.name].ids))
         for node in graph.nodes
-        if node.op not in (*LAYERS, "input", "output", "identity", "dropout") and node.name not in flow.affines
+        if node.op not in (*LAYERS, "input", "output", "identity", "dropout") and not flow.end_of(node)
     ]
-    return replace(result, sites=tuple(_group(result, passed)))
+    return replace(result, sites=tuple(_group(result.count, made, taken, passed)))
 
 
 def _free(flow: Flow, arrays: Iterable[IntArray]) -> IntArray:
@@ -160,12 +165,13 @@ def _none(graph: Graph, call: Node | None) -> IntArray:
     return np.full(groups, -1)
 
 
-def _group(sites: Sites, passed: Iterable[tuple[str, IntArray]]) -> list[Site]:
+def _group(
+    count: int, made: Mapping[str, IntArray], taken: Mapping[str, IntArray], passed: Iterable[tuple[str, IntArray]]
+) -> list[Site]:
     """The variables that are made, and used, by the same layers; in the order of their first numbers."""
-    labels = np.zeros(sites.count, np.intp)
-    tables = (sites.outputs, sites.affines, sites.inputs)
+    labels = np.zeros(count, np.intp)
     fresh = 1
-    for ids in (ids for table in tables for ids in table.values()):
+    for ids in (*made.values(), *taken.values()):
         inside = np.unique(ids[ids >= 0])
         names, which = np.unique(labels[inside], return_inverse=True)
         labels[inside] = fresh + which  # apart from the others of the same label
@@ -175,11 +181,11 @@ def _group(sites: Sites, passed: Iterable[tuple[str, IntArray]]) -> list[Site]:
     for label in dict.fromkeys(labels.tolist()):
         variables = np.flatnonzero(labels == label)
 
-        def using(*tables: Mapping[str, IntArray], first: int = int(variables[0])) -> tuple[str, ...]:
-            return tuple(name for table in tables for name, ids in table.items() if first in ids)
+        def using(table: Mapping[str, IntArray], first: int = int(variables[0])) -> tuple[str, ...]:
+            return tuple(name for name, ids in table.items() if first in ids)
 
         through = tuple(dict.fromkeys(op for op, ids in passed if np.isin(variables, ids).any()))
-        found.append(Site(variables, using(sites.outputs, sites.affines), using(sites.inputs), through))
+        found.append(Site(variables, using(made), using(taken), through))
     return found
 
 
@@ -191,7 +197,7 @@ def _skipped(flow: Flow, made: Mapping[str, IntArray], taken: Mapping[str, IntAr
     for node in flow.graph.nodes:
         before = {name: None for one in node.inputs for name in sources[one]}
         users = [name for name in (node.layer, *node.attributes.get("layers", ())) if name]
-        users += [node.name] if node.name in flow.affines else []
+        users += [name for name in (flow.end_of(node),) if name]
         sources[node.name] = dict.fromkeys(users) if users else before
         for one in before:
             for other in users:
@@ -208,10 +214,10 @@ def _reason(flow: Flow, one: str, other: str) -> str:
     """Why nothing can be scaled between two layers."""
     if one in flow.refused:
         return flow.refused[one]
-    made = flow.affines.get(one, flow.outputs.get(one))
+    made, taken = flow.made.get(one), flow.taken.get(other)
     reason = "" if made is None else flow.variables.reason(made)
-    if not reason and other in flow.inputs:
-        reason = flow.variables.reason(flow.inputs[other])
+    if not reason and taken is not None:
+        reason = flow.variables.reason(taken)
     return reason or flow.refused.get(other) or "none of its channels reaches the other alone"
 
 
@@ -244,7 +250,8 @@ def scaled(
     layers
         The layers with the weights that are to be scaled: folded ones where normalizations are folded.
     norms
-        What the folded normalizations are before scaling: :attr:`qvis.folding.Folded.norms`.
+        What the normalizations by fixed numbers are before scaling: :attr:`qvis.layers.Graph.norms`, and of folded ones
+        :attr:`qvis.folding.Folded.norms`.
     affines
         The factors and shifts of :attr:`Sites.affines` and :attr:`Sites.shifts` before scaling, by node.
 
@@ -281,7 +288,10 @@ def scaled(
     return Rewriting(
         weights,
         biases,
-        {name: _scale_norm(_given("norms", name, norms), whole[ids]) for name, ids in sites.norms.items()},
+        {
+            name: _scale_norm(_given("norms", name, norms), whole[entering], whole[leaving])
+            for name, (entering, leaving) in sites.norms.items()
+        },
         {
             name: _scale_affine(_given("affines", name, affines), whole[ids])
             for table in (sites.affines, sites.shifts)
@@ -307,9 +317,14 @@ def _times(factors: FloatArray, numbers: FloatArray) -> FloatArray:
     return product
 
 
-def _scale_norm(norm: Norm, factors: FloatArray) -> Norm:
-    """A normalization that only adds numbers: its shift, or where it has none, the mean that it takes away."""
-    return replace(norm, mean=_times(factors, norm.mean), shift=_times(factors, norm.shift))
+def _scale_norm(norm: Norm, entering: FloatArray, leaving: FloatArray) -> Norm:
+    """A normalization that takes scaled channels and gives scaled ones; the factor of a folded one stays as it is."""
+    return replace(
+        norm,
+        mean=_times(entering, norm.mean),
+        scale=_times(leaving / entering, norm.scale),
+        shift=_times(leaving, norm.shift),
+    )
 
 
 def _scale_affine(affine: Affine, factors: FloatArray) -> Affine:

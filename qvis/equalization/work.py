@@ -85,7 +85,7 @@ class Base:
         """Its numbers with these scales, and all normalizations folded."""
         folded = self.folded
         norms = dict(folded.norms) if folded else {}
-        new = scaled(sites, factors, self.network.layers, norms, self.affines)
+        new = scaled(sites, factors, self.network.layers, {**self.graph.norms, **norms}, self.affines)
         weights = {**(folded.weights if folded else {}), **new.weights}
         return replace(new, weights=weights, norms={**norms, **new.norms})
 

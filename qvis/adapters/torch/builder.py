@@ -164,10 +164,13 @@ class _Builder(Weighted):
         if call.operation in operations.SHAPES or call.operation.startswith(("_assert", "sym_")):
             return Held()
         if call.operation == "getattr":
-            if call.args[1] not in ("T", "mT", "data"):
+            if isinstance(call.args[0], Several):  # one of the results, by its name
+                return Result(call.args[0].node)
+            if call.args[1] in operations.FACTS:
                 return Held()
-            flips = "T" in call.args[1]
-            call = Call("t" if flips else "detach", call.args[:1], {}, call.module, original="aten.getattr")
+            if call.args[1] in ("T", "mT", "data"):
+                name = "detach" if call.args[1] == "data" else "t"
+                call = Call(name, call.args[:1], {}, call.module, original="aten.getattr")
         weighted = self._weighted(node, call)
         if weighted is not None:
             return weighted
@@ -229,9 +232,14 @@ class _Builder(Weighted):
     def _plain_operation(self, node: fx.Node, call: Call, inputs: tuple[str, ...]) -> Any:
         word, attributes = describe(self._facts(node, call, len(inputs)))
         layers = self.held.layers_used(call)
-        if layers and word == (call.original or call.operation):
+        if word != (call.original or call.operation):
+            layers = tuple(name for name in layers if self.held.layers[name].op != "other")
+        if layers:
             attributes = {**attributes, "layers": layers}
-        owner = self.held.owner_of_affine(call) if word in ("layer_norm", "rms_norm", "group_norm") else ""
+        owner, more = self.held.written_out(word, call, shape_of(node))
+        attributes = {**attributes, **more}
+        if word in ("layer_norm", "rms_norm", "group_norm"):
+            owner = self.held.owner_of_affine(call)
         name = self._unique(owner) if owner else self._name(call, word)
         added = self._add(node, name, word, inputs, attributes=attributes)
         self.channels[added] = self._channels_after(word, inputs[0], attributes, node)
@@ -257,6 +265,8 @@ class _Builder(Weighted):
         if word == "transpose":
             axes = attributes["axes"]
             return axes.index(before % len(axes)) if axes and before is not None else None
+        if word == "concat" and before is not None and len(shape_of(node) or ()) > len(self.shapes[first] or ()) > 0:
+            return before + int(attributes["axis"] <= before)  # stacked
         fewer = word == "split" and len(shape_of(node) or ()) != len(self.shapes[first] or ())
         return None if fewer or word in ("reshape", "flatten") else before
 

@@ -81,6 +81,22 @@ class Holdings:
             return self.layers[layers[0]]
         return self.layers.get(call.module or "(root)") if weight.computed else None
 
+    def written_out(self, word: str, call: Call, shape: Sequence[int] | None) -> tuple[str, dict[str, Any]]:
+        """The name and attributes of an operation with a module's own vector, as in a normalization by hand.
+
+        That is its ``weight`` or ``bias`` along the last axis of a result with this shape. Nothing for layers, of which
+        more is known.
+        """
+        held = [one for one in call.args if isinstance(one, Held)]
+        owner, _, found = held[0].path.rpartition(".") if len(held) == 1 else ("", "", "")
+        if not owner or {"mul": "weight", "add": "bias"}.get(word) != found or held[0] != Held(held[0].path):
+            return "", {}
+        if not shape or tuple(self.tensors[held[0].path].shape) != (shape[-1],):
+            return "", {}
+        if owner in self.layers and self.layers[owner].op != "other":
+            return "", {}
+        return (owner, {"axis": len(shape) - 1}) if word == "mul" else ("", {"bias_of": owner})
+
     def is_own_bias(self, layers: Sequence[Layer], weight: Held, bias: Held) -> bool:
         """Whether what is added to the channels of some layers, one below another, is what is known of them."""
         own = [layer.bias() for layer in layers if layer.bias is not None]
@@ -99,13 +115,15 @@ class Holdings:
         return owner if plain and name == "weight" and shift in (None, Held(f"{owner}.bias")) else ""
 
     def layers_used(self, call: Call) -> tuple[str, ...]:
-        """The layers in an operation that has no word: those of the module, or whose tensors it takes."""
+        """The layers in an operation: those of a whole module, or whose weights or biases it takes."""
         if call.operation.startswith("nn."):
             inside = f"{call.module}." if call.module else ""
             names = (name for name in self.layers if name == call.module or name.startswith(inside))
         else:
-            held = (one for one in flatten((call.args, call.kwargs)) if isinstance(one, Held))
-            names = (name for one in held for name in self.owner(one)[1])
+            held = [one for one in flatten((call.args, call.kwargs)) if isinstance(one, Held)]
+            weights = [name for one in held for name in self.owner(one)[1]]
+            owners = [one.path.removesuffix(".bias") for one in held if one.path.endswith(".bias")]
+            names = (name for name in (*weights, *owners) if name in self.layers)
         return tuple(dict.fromkeys(self.layers[name].name for name in names))
 
     def constant(self, node: fx.Node, call: Call, operands: Sequence[Held]) -> Any:

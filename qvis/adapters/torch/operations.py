@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from qvis.adapters.torch.calls import Call, Held
+from qvis.adapters.torch.values import Result
 
 COPIES = {"alias", "detach", "clone", "contiguous", "to", "_to_copy", "type_as", "float", "half", "bfloat16", "double"}
 COPIES |= {"cpu", "cuda", "lift_fresh_copy", "lift_fresh", "identity", "requires_grad"}
@@ -25,6 +26,9 @@ SHAPES |= {"is_floating_point", "_assert_scalar"}
 SHAPES |= {"zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "new_zeros", "new_ones"}
 SHAPES |= {"new_full", "new_empty", "new_tensor", "_assert", "_assert_async", "_assert_tensor_metadata", "is_nonzero"}
 """Operations whose result does not depend on the numbers of what they take."""
+FACTS = {"shape", "ndim", "dtype", "device", "layout", "is_cuda", "is_sparse", "is_quantized", "requires_grad", "names"}
+FACTS |= {"itemsize", "nbytes", "is_mps", "is_meta", "is_leaf", "is_mkldnn", "is_nested", "is_xla", "is_cpu", "grad_fn"}
+"""Attributes of a tensor that do not depend on its numbers."""
 SAME_SHAPE = {"view_as", "expand_as", "reshape_as", *COPIES}
 """Operations that take the numbers of their first argument alone."""
 VIEWS = {*COPIES, *TRANSPOSES, *SPLITS, "view", "reshape", "slice", "select", "narrow", "unsqueeze", "squeeze"}
@@ -115,7 +119,10 @@ def _arithmetic(word: str) -> Rule:
         rounding = facts.call.get(2, "rounding_mode")
         if (word in ("add", "sub") and alpha != 1) or (word == "div" and rounding is not None):
             return None
-        return word, {"constant": facts.inputs < 2}
+        attributes: dict[str, Any] = {"constant": facts.inputs < 2}
+        if word == "div" and facts.inputs == 1:
+            attributes["divisor"] = isinstance(facts.call.get(0, "input"), Result)
+        return word, attributes
 
     return rule
 
@@ -170,7 +177,21 @@ def _getitem(facts: Facts) -> Described:
 def _pad(facts: Facts) -> Described:
     mode = facts.call.get(2, "mode", default="constant")
     value = facts.call.get(3, "value", default=0)
-    return "pad", {"value": (value or 0) if mode == "constant" else None}
+    return "pad", {"value": (value or 0) if mode == "constant" else None, **_widths(facts)}
+
+
+def _pad_with(facts: Facts) -> Described:
+    """With a number."""
+    return "pad", {"value": facts.call.get(2, "value", default=0), **_widths(facts)}
+
+
+def _widths(facts: Facts) -> dict[str, Any]:
+    """How many come before and after along each axis; PyTorch names the last axis first."""
+    given = facts.call.get(1, "pad")
+    if facts.before is None or not isinstance(given, Sequence) or not all(type(one) is int for one in given):
+        return {}
+    pairs = list(zip(given[::2], given[1::2], strict=False))[::-1]
+    return {"widths": (*[(0, 0)] * (len(facts.before) - len(pairs)), *pairs)}
 
 
 def _flatten(facts: Facts) -> Described:
@@ -212,7 +233,9 @@ def order_of(call: Call, shape: tuple[int, ...] | None) -> tuple[int, ...] | Non
     rank = None if shape is None else len(shape)
     if call.operation in ("t", "numpy_T"):
         return tuple(reversed(range(2 if rank is None else rank)))
-    first, second = call.get(1, "dim0"), call.get(2, "dim1")
+    first, second = call.get(1, "dim0", "source"), call.get(2, "dim1", "destination")
+    if call.operation in ("movedim", "moveaxis"):
+        return _moved_order(first, second, rank)
     if rank is None or call.operation != "transpose" or not (isinstance(first, int) and isinstance(second, int)):
         return None
     order = list(range(rank))
@@ -220,22 +243,77 @@ def order_of(call: Call, shape: tuple[int, ...] | None) -> tuple[int, ...] | Non
     return tuple(order)
 
 
+def _stack(facts: Facts) -> Described:
+    return "concat", {"axis": axis_of(facts.call.get(1, "dim", default=0), facts.after)}
+
+
+def _repeat(facts: Facts) -> Described | None:
+    """Repeating along axes; without shapes, it is not known along which."""
+    if facts.before is not None and facts.before == facts.after:
+        return "identity", {}
+    known = facts.before is not None and facts.after is not None and len(facts.before) == len(facts.after)
+    return ("resize", {}) if known else None
+
+
+def _roll(position: int) -> Rule:
+    def rule(facts: Facts) -> Described | None:
+        axes = facts.call.get(position, "dims")
+        axes = [axes] if isinstance(axes, int) else axes
+        if not axes or not isinstance(axes, Sequence) or facts.before is None:
+            return None
+        return "roll", {"axes": tuple(axis % len(facts.before) for axis in axes)}
+
+    return rule
+
+
+def _pixel_shuffle(facts: Facts) -> Described | None:
+    return None if facts.before is None else ("pixel_shuffle", {"channel_axis": len(facts.before) - 3})
+
+
+def _total(facts: Facts) -> Described | None:
+    found = _mean(facts)
+    return None if found is None else ("sum", found[1])
+
+
+def _largest(facts: Facts) -> Described | None:
+    """Along axes, or of two results."""
+    if facts.inputs == 2:
+        return "maximum", {}
+    found = _mean(facts)
+    return None if found is None else ("max_pool", found[1])
+
+
+def _glu(facts: Facts) -> Described:
+    return "glu", {"axis": axis_of(facts.call.get(1, "dim", default=-1), facts.before)}
+
+
+def _moved_order(source: Any, destination: Any, rank: int | None) -> tuple[int, ...] | None:
+    """The order of axes after some of them have moved."""
+    moved, places = ([one] if isinstance(one, int) else one for one in (source, destination))
+    if rank is None or not all(isinstance(one, Sequence) for one in (moved, places)):
+        return None
+    goal = {place % rank: axis % rank for axis, place in zip(moved, places, strict=True)}
+    rest = iter([axis for axis in range(rank) if axis not in goal.values()])
+    return tuple(goal[place] if place in goal else next(rest) for place in range(rank))
+
+
 def _mean(facts: Facts) -> Described | None:
     """A mean is a pooling where the channels are not among its axes."""
     axes = facts.call.get(1, "dim", "axis")
     axes = [axes] if isinstance(axes, int) else axes
-    if not axes or not all(isinstance(axis, int) for axis in axes):
+    if not axes or not isinstance(axes, Sequence) or not all(isinstance(axis, int) for axis in axes):
         return None
     rank = None if facts.before is None else len(facts.before)
     channels = facts.channels
     if channels is None:
         channels = 1 if rank is None or rank > 3 else rank - 1
     if rank is not None:
-        pooled = channels % rank not in {axis % rank for axis in axes}
+        axes = tuple(axis % rank for axis in axes)
+        pooled = channels % rank not in axes
     else:
         # Of images or sequences, (batch, channels, ...): the last axes, and neither of the first two.
         pooled = channels not in axes and (channels != 1 or all(axis < 0 or axis > 1 for axis in axes))
-    return ("avg_pool", {}) if pooled else None
+    return ("avg_pool", {} if rank is None else {"axes": axes}) if pooled else None
 
 
 def _layer_norm(word: str) -> Rule:
@@ -260,11 +338,6 @@ def affine_of(call: Call) -> tuple[Any, Any]:
 def _group_norm(facts: Facts) -> Described:
     scale, shift = (one is not None for one in affine_of(facts.call))
     return "group_norm", {"channel_axis": 1, "scale": scale, "shift": shift}
-
-
-def _expand(facts: Facts) -> Described | None:
-    """Nothing, where all has its size already, as before each product of a decomposed program."""
-    return ("identity", {}) if facts.before is not None and facts.before == facts.after else None
 
 
 def _matmul(facts: Facts) -> Described | None:
@@ -296,15 +369,23 @@ _RULES: dict[str, Rule] = {
     "index_select": lambda facts: ("split", {"axis": axis_of(facts.call.get(1, "dim", default=0), facts.before)}),
     "getitem": _getitem,
     "pad": _pad,
-    "constant_pad_nd": lambda facts: ("pad", {"value": facts.call.get(2, "value", default=0)}),
+    "constant_pad_nd": _pad_with,
     **{f"{kind}_pad": lambda _: ("pad", {"value": None}) for kind in ("reflection", "replication", "circular")},
     "flatten": _flatten,
     **dict.fromkeys(("view", "reshape", "squeeze", "unsqueeze"), _reshape),
     **dict.fromkeys(TRANSPOSES, _transpose),
     "mean": _mean,
+    "sum": _total,
+    **dict.fromkeys(("amax", "amin", "max", "min", "maximum", "minimum"), _largest),
+    "glu": _glu,
+    **dict.fromkeys(("expand", "broadcast_to", "repeat", "repeat_interleave", "tile"), _repeat),
+    "neg": lambda _: ("mul", {"constant": True}),
+    "stack": _stack,
+    "roll": _roll(2),
+    "flip": _roll(1),
+    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), _pixel_shuffle),
     "layer_norm": _layer_norm("layer_norm"),
     "rms_norm": _layer_norm("rms_norm"),
     **dict.fromkeys(("group_norm", "instance_norm"), _group_norm),
-    "expand": _expand,
     **dict.fromkeys(("matmul", "mm", "bmm"), _matmul),
 }

@@ -81,6 +81,8 @@ def rewrite_module(model: nn.Module, network: Network, rewriting: Rewriting, inp
     notes: list[str] = []
     inner = _unwrap(model)
     numbers = _of_module(inner)
+    if network.graph is not None:  # what a module does counts, not what it says of itself
+        numbers.epsilons.update((name, norm.epsilon) for name, norm in network.graph.norms.items())
     plan = _planned(numbers, network, rewriting)
     computed = [path for path in plan.values if path in numbers.computed]
     changes = plan_changes(dict(_walk(inner)), numbers.weights, computed, network, rewriting)

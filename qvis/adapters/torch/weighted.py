@@ -159,6 +159,10 @@ class Weighted(Nodes):
             if scales is not None and shifts is not None:
                 self.norms.setdefault(name, Norm(name, means, variances, scales, shifts, float(epsilon)))
         attributes = {"channel_axis": 1, "scale": scale is not None, "shift": shift is not None}
+        prefix = f"{owner}." if owner else ""
+        own = {"weight": scale, "bias": shift, "running_mean": mean, "running_var": variance}
+        if not all(one is None or one == Held(prefix + key) for key, one in own.items()):
+            attributes["writable"] = False
         added = self._add(
             node, self._unique(name) if of_module else name, "batch_norm", (data.node,), attributes=attributes
         )
