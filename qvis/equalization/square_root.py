@@ -13,7 +13,7 @@ cube root of the product of all three ranges, as in AIMET.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -52,7 +52,7 @@ def square_root_scales(count: int, layers: Sequence[LayerTerm], *, sweeps: int =
         The arrays of a layer are not what they must be.
     """
     check_terms(count, layers)
-    blocks = list(_blocks(count, layers))
+    blocks = _blocks(count, layers)
     x = np.zeros(count + 1)  # the last is that of -1
     for _ in range(sweeps):
         before = x.copy()
@@ -64,51 +64,35 @@ def square_root_scales(count: int, layers: Sequence[LayerTerm], *, sweeps: int =
 
 
 class _Ranges(NamedTuple):
-    """Weights on one side of some channels: of each channel consecutive pairs."""
+    """Weights of one layer on one side of some channels of a block: of each the same number of pairs."""
 
     own: IntArray
     """(channels,) their places in the block"""
-    starts: IntArray
-    """(channels,) their first pairs"""
     other: IntArray
-    """(pairs,) the variable at the other end"""
+    """(channels, pairs) the variable at the other end"""
     size: FloatArray
-    """(pairs,) log A"""
-
-    @classmethod
-    def of(cls, block: IntArray, variable: IntArray, other: IntArray, size: FloatArray) -> _Ranges:
-        order = np.argsort(variable, kind="stable")
-        own, starts = np.unique(variable[order], return_index=True)
-        return cls(np.searchsorted(block, own), starts, other[order], size[order])
-
-    def largest(self, x: FloatArray, least: FloatArray, sign: int) -> FloatArray:
-        """The logarithm of each channel's range without the channel's own scale, or ``least``; (channels,)."""
-        out: FloatArray = least.copy()
-        if len(self.own):
-            found = np.maximum.reduceat(self.size + sign * x[self.other], self.starts)
-            out[self.own] = np.maximum(out[self.own], found)
-        return out
+    """(channels, pairs) log A; -inf where there is nothing"""
 
 
 class _Block(NamedTuple):
     """Channels that are balanced together, (channels,), and the weights around them."""
 
     variables: IntArray
-    makers: _Ranges
-    takers: _Ranges
-    inner_makers: _Ranges
+    makers: list[_Ranges]
+    takers: list[_Ranges]
+    inner_makers: list[_Ranges]
     """Weights between two channels of the block."""
-    inner_takers: _Ranges
+    inner_takers: list[_Ranges]
 
     def balance(self, x: FloatArray) -> None:
         """Make the ranges on both sides of each channel equal, by changing ``x`` (count + 1,)."""
         low = np.full(len(self.variables), -np.inf)
-        made, taken = self.makers.largest(x, low, -1), self.takers.largest(x, low, 1)
-        if not len(self.inner_makers.own):
+        made, taken = _largest(self.makers, x, low, -1), _largest(self.takers, x, low, 1)
+        if not self.inner_makers:
             x[self.variables] = (taken - made) / 2
             return
         for _ in range(HALF_STEPS):
-            taken_now, made_now = self.inner_takers.largest(x, taken, 1), self.inner_makers.largest(x, made, -1)
+            taken_now, made_now = _largest(self.inner_takers, x, taken, 1), _largest(self.inner_makers, x, made, -1)
             # the rule never moves two points apart, so that half steps converge where whole ones may go to and fro
             change = ((taken_now - made_now) / 2 - x[self.variables]) / 2
             x[self.variables] += change
@@ -116,73 +100,91 @@ class _Block(NamedTuple):
                 break
 
 
-def _blocks(count: int, layers: Sequence[LayerTerm]) -> Iterator[_Block]:
-    """The blocks, in the order of the layers that make their channels."""
-    links = [_links(layer) for layer in layers]
-    up = _joined([layer.row_variable for layer in layers])
-    down = _joined([layer.column_variable for layer in layers])
-    magnitude = np.concatenate([np.zeros(0), *(np.asarray(layer.magnitude, np.float64).ravel() for layer in layers)])
-    # what lies between a channel and itself no scale changes
-    used = (magnitude > 0) & (up != down)
-    up, down, linked, size = up[used], down[used], np.concatenate([[], *links])[used] > 0, np.log(magnitude[used])
-    alive = _alive(count, up, down, linked)
+def _largest(ranges: Iterable[_Ranges], x: FloatArray, least: FloatArray, sign: int) -> FloatArray:
+    """The logarithm of each channel's range without the channel's own scale, or ``least``; (channels,)."""
+    out: FloatArray = least.copy()
+    for one in ranges:
+        np.maximum.at(out, one.own, (one.size + sign * x[one.other]).max(axis=1))
+    return out
 
-    label = np.append(np.arange(count), -1)
+
+class _Layer:
+    """A layer's weights, seen from its output and from its input channels."""
+
+    def __init__(self, term: LayerTerm) -> None:
+        rows, columns = term.magnitude.shape
+        shape = (term.groups, rows // term.groups, columns)
+        self.outputs, self.inputs = np.asarray(term.outputs), np.asarray(term.inputs)
+        above = np.broadcast_to(self.outputs.reshape(*shape[:2], 1), shape)
+        below = np.broadcast_to(self.inputs.reshape(shape[0], 1, columns), shape)
+        with np.errstate(divide="ignore"):
+            size = np.log(np.asarray(term.magnitude, np.float64)).reshape(shape)
+        # what lies between a channel and itself no scale changes
+        size[above == below] = -np.inf
+        self.made = (below.reshape(rows, columns), size.reshape(rows, columns))
+        """Of each output channel, what it is made of: variables and log A, (rows, columns)."""
+        turned = (len(self.inputs), shape[1])
+        self.taken = (above.swapaxes(1, 2).reshape(turned), size.swapaxes(1, 2).reshape(turned))
+        """Of each input channel, what it is taken for, (groups * columns, rows of a group)."""
+        # a depthwise convolution has one input channel of its own for each output
+        alone = columns == 1 and len(np.unique(self.inputs)) == len(self.inputs) == rows
+        linked = (self.inputs >= 0) & (self.outputs >= 0) if alone else np.zeros(0, bool)
+        self.links = self.outputs[: len(linked)][linked], self.inputs[: len(linked)][linked]
+        """The variables of outputs and inputs that it links."""
+        self.there = np.isfinite(size).reshape(-1)[: len(linked)][linked]
+        """Whether it has a weight between them."""
+
+
+def _blocks(count: int, layers: Sequence[LayerTerm]) -> list[_Block]:
+    """The blocks, in the order of the layers that make their channels."""
+    known = [_Layer(term) for term in layers]
+    label: IntArray = np.append(np.arange(count), -1)
     order: dict[int, None] = {}
-    for layer, link in zip(layers, links, strict=True):
-        together = [layer.row_variable, layer.column_variable[link]]
-        members = np.unique(np.concatenate(together))
+    for layer in known:
+        members = np.unique(np.concatenate([layer.outputs, layer.links[1]]))
         old = np.unique(label[members[members >= 0]])
         if len(old):
             label[np.isin(label, old)] = old[0]
-    label[:-1][~alive] = -1
-    for layer in layers:
-        order |= dict.fromkeys(label[np.unique(layer.row_variable)].tolist())
+    label[:-1][~_alive(count, known)] = -1
+    for layer in known:
+        order |= dict.fromkeys(label[np.unique(layer.outputs)].tolist())
     order.pop(-1, None)
-
-    made_by = _split(label[up], len(label))
-    taken_by = _split(label[down], len(label))
-    none = np.zeros(0, np.intp)
-    for block in order:
-        made, taken = made_by.get(block, none), taken_by.get(block, none)
-        inner = label[down[made]] == block
-        outer = label[up[taken]] != block
-        within = made[inner]
-        own = np.flatnonzero(label == block)
-        yield _Block(
-            own,
-            _Ranges.of(own, up[made[~inner]], down[made[~inner]], size[made[~inner]]),
-            _Ranges.of(own, down[taken[outer]], up[taken[outer]], size[taken[outer]]),
-            _Ranges.of(own, up[within], down[within], size[within]),
-            _Ranges.of(own, down[within], up[within], size[within]),
-        )
+    places = np.zeros(count + 1, np.intp)
+    blocks = {}
+    for name in order:
+        own = np.flatnonzero(label == name)
+        places[own] = np.arange(len(own))
+        blocks[name] = _Block(own, [], [], [], [])
+    for layer in known:
+        for variables, (other, size), which in ((layer.outputs, layer.made, 0), (layer.inputs, layer.taken, 1)):
+            labels = label[variables]
+            for name in np.unique(labels[labels >= 0]).tolist():
+                within = np.isin(label, name)
+                rows = slice(None) if np.all(labels == name) else np.flatnonzero(labels == name)
+                _add(blocks[name], which, places[variables[rows]], other[rows], size[rows], within)
+    return list(blocks.values())
 
 
-def _links(layer: LayerTerm) -> BoolArray:
-    """The pairs of a depthwise convolution, which has one input channel of its own for each output; (pairs,)."""
-    alone = np.bincount(layer.row, minlength=1).max(initial=0) <= 1
-    columns = layer.column_variable
-    own = alone and len(np.unique(columns)) == len(columns)
-    return np.full(len(columns), own) & (columns >= 0) & (layer.row_variable >= 0)
+def _add(block: _Block, which: int, own: IntArray, other: IntArray, size: FloatArray, members: BoolArray) -> None:
+    """Add weights to the makers (0) or takers (1) of a block, those between two of its channels apart."""
+    inner = members[other]
+    outside, inside = (block.makers, block.inner_makers) if which == 0 else (block.takers, block.inner_takers)
+    for part, those in ((outside, ~inner), (inside, inner)):
+        if np.any(those & np.isfinite(size)):
+            part.append(_Ranges(own, other, size if those.all() else np.where(those, size, -np.inf)))
 
 
-def _alive(count: int, up: IntArray, down: IntArray, linked: BoolArray) -> BoolArray:
+def _alive(count: int, layers: Sequence[_Layer]) -> BoolArray:
     """Which channels have weights on both sides, with all that they are linked to; (count,)."""
-    alive = (np.bincount(up[up >= 0], minlength=count) > 0) & (np.bincount(down[down >= 0], minlength=count) > 0)
-    up, down = up[linked], down[linked]
+    sides: BoolArray = np.zeros((2, count + 1), bool)
+    for layer in layers:
+        for side, variables, (_, size) in ((0, layer.outputs, layer.made), (1, layer.inputs, layer.taken)):
+            sides[side, variables[np.isfinite(size).any(axis=1)]] = True
+    alive = sides[0, :-1] & sides[1, :-1]
+    found = [[link[layer.there] for link in layer.links] for layer in layers]
+    up, down = (np.concatenate([np.zeros(0, np.intp), *(one[i] for one in found)]) for i in (0, 1))
     while True:
         lost = alive[up] != alive[down]
         if not lost.any():
             return alive
         alive[up[lost]] = alive[down[lost]] = False
-
-
-def _joined(arrays: list[IntArray]) -> IntArray:
-    return np.concatenate([np.zeros(0, np.intp), *(np.asarray(array, np.intp) for array in arrays)])
-
-
-def _split(labels: IntArray, count: int) -> dict[int, IntArray]:
-    """The places of each label."""
-    order = np.argsort(labels, kind="stable")
-    found, starts = np.unique(labels[order], return_index=True)
-    return dict(zip(found.tolist(), np.split(order, starts[1:]), strict=True)) if len(found) and count else {}
