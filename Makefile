@@ -67,7 +67,7 @@ clean:
 
 .venv/.torch: .venv/.made $(METADATA)
 	@echo 'Installing qvis with PyTorch; the first time this takes some minutes'
-	@$(INSTALL) -e '.[torch]'
+	@$(INSTALL) -e '.[torch,equalize]'
 	@touch $@
 
 .venv/.test: .venv/.torch $(METADATA)

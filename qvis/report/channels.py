@@ -61,10 +61,12 @@ def planes(blocks: Sequence[Float32]) -> bytes:
 
 
 def round_bits(values: Float32, bits: int) -> Float32:
-    """Rounded to so many significant bits, of which float32 has 24."""
+    """Rounded to so many significant bits, of which float32 has 24; what would become infinite stays as it is."""
     fraction, exponent = np.frexp(values)
-    rounded: Float32 = np.ldexp(np.rint(fraction * np.float32(2**bits)) * np.float32(2.0**-bits), exponent)
-    return rounded
+    with np.errstate(over="ignore"):
+        rounded = np.ldexp(np.rint(fraction * np.float32(2**bits)) * np.float32(2.0**-bits), exponent)
+    result: Float32 = np.where(np.isinf(rounded), values, rounded)
+    return result
 
 
 def _count(parts: Sequence[dict[str, Any]]) -> int:
