@@ -1,0 +1,391 @@
+"""Whether equalized models round better, against folding alone, grids per channel and AIMET, on really trained models.
+
+    python benchmarks/equalization.py
+    python benchmarks/equalization.py --data FOLDER --models digits resnet56 --draws 4 --no-aimet
+
+Trains some models on first use and keeps them. AIMET runs in an environment of its own, which is made on first use.
+Rounding and running share no code with qvis (``rounding.py``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import subprocess
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import nan, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from environments import AIMET, HERE
+from rounding import Floats, Setting, count, draw_all, part, run_all, wrap
+from trained import LOADERS, MissingError, Sources, Subject
+
+import qvis
+from qvis import adapters
+from qvis.analysis.preparing import prepare
+from qvis.data import example_batch
+from qvis.rewriting import Rewriting
+
+MODELS = ("digits", "resnet56", "mobilenet", "transformer", "keras", "minilm")
+BITS = (8, 6, 4)
+SETTINGS = (*(Setting(bits) for bits in BITS), Setting(8, inputs=True))
+STRETCH = 0.08
+"""One rounding is an accident; each draw makes the step of every layer larger by a random share of up to this."""
+SEED = 0
+KEPT = 1e-5
+"""How far the outputs of an equalized model may be from those of the given one, relative to the largest."""
+
+FOLDED, BY_CHANNEL = "folded", "folded, per channel"
+SCALING, EQUALIZE_MODEL = "AIMET, scaling alone", "AIMET, equalize_model"
+ROOT, MADE_UP, DATA = "qvis, square root", "qvis, without data", "qvis, with data"
+PEERS = {SCALING: "scaling", EQUALIZE_MODEL: "equalize_model"}
+
+
+@dataclass
+class Row:
+    """One way to prepare a model, and what rounding does then."""
+
+    name: str
+    note: str = ""
+    changed: float = nan
+    """How far its outputs are from those of the given model without rounding, relative to the largest."""
+    seconds: float = nan
+    sqnr: dict[Setting, Floats] = field(default_factory=dict)
+    """dB of the outputs, (draws,)."""
+    right: dict[Setting, Floats] = field(default_factory=dict)
+    """Whether each sample is classified correctly, (draws, samples); empty without labels."""
+
+
+@dataclass
+class Finding:
+    """What was found about one model."""
+
+    name: str
+    note: str
+    samples: int
+    draws: int
+    accuracy: float
+    """Of the model that was given, on the same samples."""
+    rows: dict[str, Row] = field(default_factory=dict)
+    sets: list[tuple[str, str, list[float]]] = field(default_factory=list)
+    """The pairs that AIMET scales, and the scales."""
+    root_sets: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    """Those of the square-root rule of qvis."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Something that is asked of the results."""
+
+    model: str
+    promise: str
+    figures: str
+    reached: bool | None
+    """None when it was not measured."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measuring
+
+
+class Trial:
+    """One model, the samples that it is equalized with, and others that it is judged by."""
+
+    def __init__(self, subject: Subject, samples: int, held_out: int, draws: int) -> None:
+        samples = min(samples, count(subject.inputs) // 2)
+        self.subject = subject
+        self.given = part(subject.inputs, 0, samples)
+        self.judged = part(subject.inputs, samples, samples + held_out)
+        self.labels = None if subject.labels is None else subject.labels[samples : samples + held_out]
+        wrapped = wrap(subject.model)
+        self.exact = run_all(wrapped, self.judged)
+        generator = np.random.default_rng(SEED)
+        self.draws = [{name: 1 + STRETCH * generator.random() for name in wrapped.weights} for _ in range(draws)]
+        accuracy = nan if self.labels is None else float((self.exact.argmax(axis=1) == self.labels).mean())
+        self.found = Finding(subject.name, subject.note, count(self.judged), draws, accuracy)
+
+    def examine(self, with_aimet: bool) -> Iterator[Row]:
+        """All rows, each as soon as it is there."""
+        model = self.subject.model
+        example = part(self.given, 0, 2)
+        folded = fold(model, example)
+        yield self.judge(FOLDED, dict.fromkeys(SETTINGS, folded))
+        channel = {setting: setting._replace(granularity="channel") for setting in SETTINGS}
+        yield self.judge(BY_CHANNEL, dict.fromkeys(SETTINGS, folded), channel)
+        if with_aimet:
+            yield from self.run_aimet(example)
+        shapes = {"example_inputs": example}
+        for name, arguments in (
+            (ROOT, {**shapes, "method": "square root"}),
+            (MADE_UP, shapes),
+            (DATA, {"inputs": self.given}),
+        ):
+            began = time.perf_counter()
+            results = {bits: qvis.equalize(model, bits=bits, **arguments) for bits in BITS}
+            seconds = (time.perf_counter() - began) / len(BITS)
+            row = self.judge(name, {setting: results[setting.bits].model for setting in SETTINGS})
+            row.seconds, row.note = seconds, describe_results(results)
+            if name == ROOT:
+                self.found.root_sets = pair_scales(results[8])
+            yield row
+
+    def judge(self, name: str, models: Mapping[Setting, Any], settings: Mapping[Setting, Setting] | None = None) -> Row:
+        """What rounding does to the model of each setting; ``settings`` tells where another one is used for it."""
+        row = Row(name, changed=0.0)
+        ranges: Any = None
+        for setting, model in models.items():
+            used = (settings or {}).get(setting, setting)
+            wrapped = wrap(model)
+            if used.inputs and not hasattr(wrapped, "ranges"):
+                continue
+            if used.inputs:
+                ranges = wrapped.ranges(self.given)
+            self.note(row, setting, draw_all(wrapped, used, self.draws, self.judged, ranges))
+            row.changed = max(row.changed, self.changed(run_all(wrapped, self.judged)))
+        self.found.rows[name] = row
+        return row
+
+    def note(self, row: Row, setting: Setting, outputs: Floats) -> None:
+        """Compare outputs (draws, samples, values) with those of the given model."""
+        noise = ((outputs - self.exact) ** 2).sum(axis=(1, 2))
+        row.sqnr[setting] = 10 * np.log10((self.exact**2).sum() / noise)
+        if self.labels is not None:
+            row.right[setting] = (outputs.argmax(axis=2) == self.labels).astype(np.float64)
+
+    def changed(self, outputs: Floats) -> float:
+        """See :attr:`Row.changed`."""
+        return float(np.abs(outputs - self.exact).max() / np.abs(self.exact).max())
+
+    def run_aimet(self, example: Any) -> Iterator[Row]:
+        """The rows of AIMET; where it fails or does not know the framework, they have a note only."""
+        reason = "" if hasattr(self.subject.model, "named_modules") else "AIMET knows PyTorch only"
+        report: dict[str, Any] = {}
+        if not reason:
+            examples = list(example.values()) if isinstance(example, dict) else [example]
+            task = {"example": examples, "given": self.given, "judged": self.judged, "draws": self.draws}
+            try:
+                report, outputs = ask_aimet(self.subject.model, {**task, "settings": [tuple(one) for one in SETTINGS]})
+            except AimetError as error:
+                reason = str(error)
+        for name, key in PEERS.items():
+            row = self.found.rows[name] = Row(name, reason)
+            if report:
+                row.note = "; ".join(report["notes"])
+                row.seconds = report["rows"][key]["seconds"]
+                row.changed = self.changed(outputs[f"{key} exact"])
+                for setting in SETTINGS:
+                    self.note(row, setting, outputs[f"{key} {setting}"])
+            yield row
+        self.found.sets = [tuple(one) for one in report.get("sets", ())]
+
+
+class AimetError(Exception):
+    """AIMET gave no result."""
+
+
+def ask_aimet(model: Any, task: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Floats]]:
+    """Have AIMET equalize a module, in its own environment.
+
+    Raises
+    ------
+    AimetError
+        It failed.
+    """
+    import torch
+
+    AIMET.make()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        torch.save(model, folder / "model.pt")
+        (folder / "task.pkl").write_bytes(pickle.dumps(task))
+        run_in(str(AIMET.python), "aimet_equalization.py", scratch)
+        with np.load(folder / "outputs.npz") as outputs:
+            return json.loads((folder / "report.json").read_text()), dict(outputs)
+
+
+def run_in(python: str, script: str, *arguments: str) -> str:
+    """What a script of this folder prints, run by another interpreter."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(
+        [python, str(HERE / script), *arguments], capture_output=True, text=True, check=False, env=environment
+    )
+    if done.returncode != 0:
+        raise AimetError(f"{script} failed: {', '.join(done.stderr.strip().splitlines()[-1:])}")
+    return done.stdout
+
+
+def fold(model: Any, example: Any) -> Any:
+    """A copy with its normalizations folded."""
+    ready = prepare(model, example=example_batch(example))
+    if ready.folded is None:
+        return model
+    return adapters.rewrite(model, ready.network, Rewriting(ready.folded.weights, norms=ready.folded.norms))[0]
+
+
+def describe_results(results: Mapping[int, Any]) -> str:
+    """What qvis made of a model."""
+    kept = [bits for bits, one in results.items() if one.accepted]
+    texts = [f"{next(iter(results.values())).found} sites"]
+    if len(kept) < len(results):
+        texts.append(f"scales kept at {', '.join(map(str, kept))} bits" if kept else "scales left out")
+    return "; ".join(texts)
+
+
+def pair_scales(result: Any) -> dict[tuple[str, str], list[float]]:
+    """The scales of those sites that have one producer and one consumer."""
+    sites = [(pair.producers, pair.consumers, pair.scales.tolist()) for pair in result.pairs]
+    return {(one[0], other[0]): scales for one, other, scales in sites if len(one) == len(other) == 1}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables
+
+
+def describe(found: Finding) -> str:
+    """The rows in numbers."""
+    right = "" if found.accuracy != found.accuracy else f", {found.accuracy:.1%} of them right"
+    heads = [f"w{one.bits}" + ("a8" if one.inputs else "") for one in SETTINGS]
+    width = 12 * len(SETTINGS)
+    lines = [
+        f"{found.name}: {found.samples} samples{right}; {found.draws} draws; {found.note}",
+        f"  {'':22}{'SQNR of the outputs, dB':>{width}}{'right, %':>{width}}{'changed':>10}{'s':>8}",
+        f"  {'':22}{''.join(f'{one:>12}' for one in (*heads, *heads))}",
+    ]
+    for row in found.rows.values():
+        cells = [spread(row.sqnr.get(one)) for one in SETTINGS]
+        cells += [spread(row.right[one].mean(axis=1) * 100) if one in row.right else "-" for one in SETTINGS]
+        changed = "-" if row.changed != row.changed else f"{row.changed:.0e}"
+        seconds = "-" if row.seconds != row.seconds else f"{row.seconds:.1f}"
+        lines.append(f"  {row.name:22}{''.join(f'{one:>12}' for one in cells)}{changed:>10}{seconds:>8}")
+    lines += [f"  {row.name}: {row.note}" for row in found.rows.values() if row.note]
+    return "\n".join(lines)
+
+
+def spread(values: Floats | None) -> str:
+    """Mean and standard deviation."""
+    return "-" if values is None else f"{values.mean():.1f} ±{values.std(ddof=min(1, len(values) - 1)):.1f}"
+
+
+def bars(found: Finding) -> Iterator[Bar]:
+    """What is asked of the equalization of a model."""
+    for setting in SETTINGS[: len(BITS)]:
+        for other in (FOLDED, SCALING, EQUALIZE_MODEL):
+            yield compared(found, DATA, other, setting, f"{DATA} not below {other}, {setting.bits} bits")
+    yield compared(found, DATA, BY_CHANNEL, SETTINGS[0], f"{DATA}, per tensor, not below {BY_CHANNEL}, 8 bits")
+    for name in (DATA, MADE_UP, ROOT):
+        changed = found.rows[name].changed
+        yield Bar(found.name, f"{name}: function kept", f"{changed:.1e} of at most {KEPT:.0e}", changed <= KEPT)
+
+
+def compared(found: Finding, name: str, other: str, setting: Setting, promise: str) -> Bar:
+    """Whether a row is below another one by more than the standard error of their difference."""
+    one, two = found.rows[name], found.rows.get(other)
+    if two is None or setting not in two.sqnr:
+        return Bar(found.name, promise, "not measured", None)
+    gain, error = difference(one.sqnr[setting] - two.sqnr[setting])
+    text, reached = f"{gain:+.2f} dB ±{error:.2f}", gain >= -error
+    if setting in one.right:
+        # the samples are a draw too, and the larger one
+        by_sample = 100 * (one.right[setting] - two.right[setting]).mean(axis=0)
+        more, unsure = difference(by_sample)
+        text, reached = f"{text}, {more:+.2f} % right ±{unsure:.2f}", reached and more >= -unsure
+    return Bar(found.name, promise, text, reached)
+
+
+def difference(values: Floats) -> tuple[float, float]:
+    """The mean and its standard error."""
+    return float(values.mean()), float(values.std(ddof=min(1, len(values) - 1)) / sqrt(len(values)))
+
+
+def judgement(found: Sequence[Bar]) -> str:
+    """One line for each bar."""
+    words = {True: "reached", False: "MISSED", None: "open"}
+    width = max((len(bar.promise) for bar in found), default=0)
+    return "\n".join(f"{bar.model:12}{bar.promise:{width}}  {words[bar.reached]:8}{bar.figures}" for bar in found)
+
+
+def compare_scales(found: Finding) -> str:
+    """By how much the scales of the square-root rule differ from AIMET's, where both scale the same pair."""
+    if not found.sets:
+        return ""
+    gaps = {}
+    for one, other, scales in found.sets:
+        ours = found.root_sets.get((one, other))
+        if ours is not None and len(ours) == len(scales):
+            gaps[f"{one} -> {other}"] = float(np.max(np.abs(np.divide(ours, scales) - 1)))
+    text = f"{found.name}: of {len(found.sets)} pairs that AIMET scales, qvis scales {len(gaps)} as pairs too"
+    if not gaps:
+        return text
+    worst = max(gaps, key=lambda pair: gaps[pair])
+    return f"{text}; scales differ by {gaps[worst]:.1e} at most ({worst}), {np.median(list(gaps.values())):.1e} in half"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="with cifar10_subset.npz and resnet56_cifar10.th")
+    known = ", ".join(LOADERS)
+    parser.add_argument("--models", nargs="+", choices=LOADERS, default=list(MODELS), metavar="NAME", help=known)
+    parser.add_argument("--samples", type=int, default=32, help="that qvis is given (default 32)")
+    parser.add_argument("--held-out", type=int, default=256, help="other samples, to judge by (default 256)")
+    parser.add_argument("--draws", type=int, default=16, help="roundings of all layers at once (default 16)")
+    parser.add_argument("--no-aimet", action="store_true", help="leave AIMET out")
+    parser.add_argument("--cache", type=Path, default=Path(".benchmarks"), metavar="FOLDER", help="of trained models")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the tables as well as print them")
+    chosen = parser.parse_args()
+    warnings.simplefilter("ignore")
+    findings: list[Finding] = []
+    texts: list[str] = []
+
+    def show(text: str) -> None:
+        texts.append(text)
+        print(text, flush=True)
+
+    for name in chosen.models:
+        try:
+            subject = LOADERS[name](Sources(chosen.cache, chosen.data))
+        except (MissingError, ImportError) as error:
+            show(f"{name}: left out, {error}\n")
+            continue
+        trial = Trial(subject, chosen.samples, chosen.held_out, chosen.draws)
+        for _ in trial.examine(not chosen.no_aimet):
+            pass
+        findings.append(trial.found)
+        show(describe(trial.found) + "\n")
+    show(judgement([bar for found in findings for bar in bars(found)]))
+    for text in filter(None, map(compare_scales, findings)):
+        show(text)
+    if chosen.out is not None:
+        chosen.out.write_text("\n".join(texts) + "\n")
+    if chosen.json is not None:
+        chosen.json.write_text(json.dumps([plain(asdict(found)) for found in findings], indent=1))
+
+
+def plain(value: Any) -> Any:
+    """The value with keys and arrays that JSON takes."""
+    if isinstance(value, dict):
+        return {label(key): plain(one) for key, one in value.items()}
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def label(key: Any) -> str:
+    """A key in words."""
+    if isinstance(key, Setting):
+        return f"w{key.bits}" + ("a8" if key.inputs else "")
+    return key if isinstance(key, str) else " -> ".join(key)
+
+
+if __name__ == "__main__":
+    main()
