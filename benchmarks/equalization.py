@@ -14,6 +14,7 @@ import json
 import os
 import pickle
 import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -21,11 +22,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import nan, sqrt
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 from environments import AIMET, HERE
 from rounding import Floats, Setting, count, draw_all, part, run_all, wrap
+from same_scales import scale_gaps
 from trained import LOADERS, MissingError, Sources, Subject
 
 import qvis
@@ -36,7 +39,6 @@ from qvis.rewriting import Rewriting
 
 MODELS = ("digits", "resnet56", "mobilenet", "transformer", "keras", "minilm")
 BITS = (8, 6, 4)
-SETTINGS = (*(Setting(bits) for bits in BITS), Setting(8, inputs=True))
 STRETCH = 0.08
 """One rounding is an accident; each draw makes the step of every layer larger by a random share of up to this."""
 SEED = 0
@@ -47,6 +49,7 @@ FOLDED, BY_CHANNEL = "folded", "folded, per channel"
 SCALING, EQUALIZE_MODEL = "AIMET, scaling alone", "AIMET, equalize_model"
 ROOT, MADE_UP, DATA = "qvis, square root", "qvis, without data", "qvis, with data"
 PEERS = {SCALING: "scaling", EQUALIZE_MODEL: "equalize_model"}
+TIMED = {"aimet": EQUALIZE_MODEL, "square root": ROOT, "noise": f"{DATA}, 32 pictures"}
 
 
 @dataclass
@@ -75,10 +78,10 @@ class Finding:
     accuracy: float
     """Of the model that was given, on the same samples."""
     rows: dict[str, Row] = field(default_factory=dict)
-    sets: list[tuple[str, str, list[float]]] = field(default_factory=list)
-    """The pairs that AIMET scales, and the scales."""
-    root_sets: dict[tuple[str, str], list[float]] = field(default_factory=dict)
-    """Those of the square-root rule of qvis."""
+    pairs: int = 0
+    """Of layers that AIMET scales."""
+    gaps: dict[tuple[str, str], float] = field(default_factory=dict)
+    """By how much the scales of the square-root rule differ from AIMET's, for the pairs that qvis can scale as well."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,9 @@ class Bar:
 class Trial:
     """One model, the samples that it is equalized with, and others that it is judged by."""
 
-    def __init__(self, subject: Subject, samples: int, held_out: int, draws: int) -> None:
+    def __init__(self, subject: Subject, bits: Sequence[int], samples: int, held_out: int, draws: int) -> None:
+        self.bits = list(bits)
+        self.settings = [*(Setting(one) for one in bits), Setting(max(bits), inputs=True)]
         samples = min(samples, count(subject.inputs) // 2)
         self.subject = subject
         self.given = part(subject.inputs, 0, samples)
@@ -117,9 +122,9 @@ class Trial:
         model = self.subject.model
         example = part(self.given, 0, 2)
         folded = fold(model, example)
-        yield self.judge(FOLDED, dict.fromkeys(SETTINGS, folded))
-        channel = {setting: setting._replace(granularity="channel") for setting in SETTINGS}
-        yield self.judge(BY_CHANNEL, dict.fromkeys(SETTINGS, folded), channel)
+        yield self.judge(FOLDED, dict.fromkeys(self.settings, folded))
+        channel = {setting: setting._replace(granularity="channel") for setting in self.settings}
+        yield self.judge(BY_CHANNEL, dict.fromkeys(self.settings, folded), channel)
         if with_aimet:
             yield from self.run_aimet(example)
         shapes = {"example_inputs": example}
@@ -129,12 +134,10 @@ class Trial:
             (DATA, {"inputs": self.given}),
         ):
             began = time.perf_counter()
-            results = {bits: qvis.equalize(model, bits=bits, **arguments) for bits in BITS}
-            seconds = (time.perf_counter() - began) / len(BITS)
-            row = self.judge(name, {setting: results[setting.bits].model for setting in SETTINGS})
+            results = {bits: qvis.equalize(model, bits=bits, **arguments) for bits in self.bits}
+            seconds = (time.perf_counter() - began) / len(self.bits)
+            row = self.judge(name, {setting: results[setting.bits].model for setting in self.settings})
             row.seconds, row.note = seconds, describe_results(results)
-            if name == ROOT:
-                self.found.root_sets = pair_scales(results[8])
             yield row
 
     def judge(self, name: str, models: Mapping[Setting, Any], settings: Mapping[Setting, Setting] | None = None) -> Row:
@@ -172,7 +175,9 @@ class Trial:
             examples = list(example.values()) if isinstance(example, dict) else [example]
             task = {"example": examples, "given": self.given, "judged": self.judged, "draws": self.draws}
             try:
-                report, outputs = ask_aimet(self.subject.model, {**task, "settings": [tuple(one) for one in SETTINGS]})
+                report, outputs = ask_aimet(
+                    self.subject.model, {**task, "settings": [tuple(one) for one in self.settings]}
+                )
             except AimetError as error:
                 reason = str(error)
         for name, key in PEERS.items():
@@ -181,10 +186,12 @@ class Trial:
                 row.note = "; ".join(report["notes"])
                 row.seconds = report["rows"][key]["seconds"]
                 row.changed = self.changed(outputs[f"{key} exact"])
-                for setting in SETTINGS:
+                for setting in self.settings:
                     self.note(row, setting, outputs[f"{key} {setting}"])
             yield row
-        self.found.sets = [tuple(one) for one in report.get("sets", ())]
+        pairs = {(one, other): scales for one, other, scales in report.get("sets", ())}
+        if pairs:
+            self.found.pairs, self.found.gaps = len(pairs), scale_gaps(self.subject.model, example, pairs)
 
 
 class AimetError(Exception):
@@ -239,12 +246,6 @@ def describe_results(results: Mapping[int, Any]) -> str:
     return "; ".join(texts)
 
 
-def pair_scales(result: Any) -> dict[tuple[str, str], list[float]]:
-    """The scales of those sites that have one producer and one consumer."""
-    sites = [(pair.producers, pair.consumers, pair.scales.tolist()) for pair in result.pairs]
-    return {(one[0], other[0]): scales for one, other, scales in sites if len(one) == len(other) == 1}
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Tables
 
@@ -252,16 +253,17 @@ def pair_scales(result: Any) -> dict[tuple[str, str], list[float]]:
 def describe(found: Finding) -> str:
     """The rows in numbers."""
     right = "" if found.accuracy != found.accuracy else f", {found.accuracy:.1%} of them right"
-    heads = [f"w{one.bits}" + ("a8" if one.inputs else "") for one in SETTINGS]
-    width = 12 * len(SETTINGS)
+    settings = list(found.rows[FOLDED].sqnr)
+    heads = [label(one) for one in settings]
+    width = 12 * len(settings)
     lines = [
         f"{found.name}: {found.samples} samples{right}; {found.draws} draws; {found.note}",
         f"  {'':22}{'SQNR of the outputs, dB':>{width}}{'right, %':>{width}}{'changed':>10}{'s':>8}",
         f"  {'':22}{''.join(f'{one:>12}' for one in (*heads, *heads))}",
     ]
     for row in found.rows.values():
-        cells = [spread(row.sqnr.get(one)) for one in SETTINGS]
-        cells += [spread(row.right[one].mean(axis=1) * 100) if one in row.right else "-" for one in SETTINGS]
+        cells = [spread(row.sqnr.get(one)) for one in settings]
+        cells += [spread(row.right[one].mean(axis=1) * 100) if one in row.right else "-" for one in settings]
         changed = "-" if row.changed != row.changed else f"{row.changed:.0e}"
         seconds = "-" if row.seconds != row.seconds else f"{row.seconds:.1f}"
         lines.append(f"  {row.name:22}{''.join(f'{one:>12}' for one in cells)}{changed:>10}{seconds:>8}")
@@ -276,10 +278,12 @@ def spread(values: Floats | None) -> str:
 
 def bars(found: Finding) -> Iterator[Bar]:
     """What is asked of the equalization of a model."""
-    for setting in SETTINGS[: len(BITS)]:
+    settings = [one for one in found.rows[FOLDED].sqnr if not one.inputs]
+    for setting in settings:
         for other in (FOLDED, SCALING, EQUALIZE_MODEL):
             yield compared(found, DATA, other, setting, f"{DATA} not below {other}, {setting.bits} bits")
-    yield compared(found, DATA, BY_CHANNEL, SETTINGS[0], f"{DATA}, per tensor, not below {BY_CHANNEL}, 8 bits")
+    if Setting(8) in settings:
+        yield compared(found, DATA, BY_CHANNEL, Setting(8), f"{DATA}, per tensor, not below {BY_CHANNEL}, 8 bits")
     for name in (DATA, MADE_UP, ROOT):
         changed = found.rows[name].changed
         yield Bar(found.name, f"{name}: function kept", f"{changed:.1e} of at most {KEPT:.0e}", changed <= KEPT)
@@ -293,10 +297,9 @@ def compared(found: Finding, name: str, other: str, setting: Setting, promise: s
     gain, error = difference(one.sqnr[setting] - two.sqnr[setting])
     text, reached = f"{gain:+.2f} dB ±{error:.2f}", gain >= -error
     if setting in one.right:
-        # the samples are a draw too, and the larger one
-        by_sample = 100 * (one.right[setting] - two.right[setting]).mean(axis=0)
-        more, unsure = difference(by_sample)
-        text, reached = f"{text}, {more:+.2f} % right ±{unsure:.2f}", reached and more >= -unsure
+        # samples are drawn as well, and few of them decide: a difference is one from two standard errors on
+        more, unsure = difference(100 * (one.right[setting] - two.right[setting]).mean(axis=0))
+        text, reached = f"{text}, {more:+.2f} % right ±{unsure:.2f}", reached and more >= -2 * unsure
     return Bar(found.name, promise, text, reached)
 
 
@@ -312,20 +315,30 @@ def judgement(found: Sequence[Bar]) -> str:
     return "\n".join(f"{bar.model:12}{bar.promise:{width}}  {words[bar.reached]:8}{bar.figures}" for bar in found)
 
 
-def compare_scales(found: Finding) -> str:
-    """By how much the scales of the square-root rule differ from AIMET's, where both scale the same pair."""
-    if not found.sets:
-        return ""
-    gaps = {}
-    for one, other, scales in found.sets:
-        ours = found.root_sets.get((one, other))
-        if ours is not None and len(ours) == len(scales):
-            gaps[f"{one} -> {other}"] = float(np.max(np.abs(np.divide(ours, scales) - 1)))
-    text = f"{found.name}: of {len(found.sets)} pairs that AIMET scales, qvis scales {len(gaps)} as pairs too"
-    if not gaps:
+def describe_gaps(found: Finding) -> str:
+    """By how much the scales of the square-root rule differ from AIMET's."""
+    text = f"{found.name:12}AIMET scales {found.pairs} pairs of layers, {len(found.gaps)} of which qvis can scale too"
+    if not found.gaps:
         return text
-    worst = max(gaps, key=lambda pair: gaps[pair])
-    return f"{text}; scales differ by {gaps[worst]:.1e} at most ({worst}), {np.median(list(gaps.values())):.1e} in half"
+    worst = max(found.gaps, key=lambda pair: found.gaps[pair])
+    return f"{text}; the scales differ by {found.gaps[worst]:.1e} at most ({' -> '.join(worst)})"
+
+
+def measure_times(runs: int) -> dict[str, list[float]]:
+    """Seconds that each tool takes for MobileNetV2 with ReLU, by the clock, each time in a fresh process."""
+    found: dict[str, list[float]] = {}
+    for _ in range(runs):
+        for tool, name in TIMED.items():
+            python = str(AIMET.python) if tool == "aimet" else sys.executable
+            printed = run_in(python, "time_equalizing.py", tool)
+            found.setdefault(name, []).append(json.loads(printed.splitlines()[-1])["wall_s"])
+    return found
+
+
+def describe_times(times: Mapping[str, Sequence[float]]) -> str:
+    """Medians."""
+    title = f"seconds for MobileNetV2 with ReLU and pictures of 224 x 224, median of {min(map(len, times.values()))}:"
+    return "\n".join([title, *(f"  {name:36}{median(values):8.1f}" for name, values in times.items())])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -337,10 +350,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="with cifar10_subset.npz and resnet56_cifar10.th")
     known = ", ".join(LOADERS)
     parser.add_argument("--models", nargs="+", choices=LOADERS, default=list(MODELS), metavar="NAME", help=known)
+    parser.add_argument("--bits", nargs="+", type=int, default=BITS, help="of the weights (default 8 6 4)")
     parser.add_argument("--samples", type=int, default=32, help="that qvis is given (default 32)")
     parser.add_argument("--held-out", type=int, default=256, help="other samples, to judge by (default 256)")
     parser.add_argument("--draws", type=int, default=16, help="roundings of all layers at once (default 16)")
-    parser.add_argument("--no-aimet", action="store_true", help="leave AIMET out")
+    parser.add_argument("--runs", type=int, default=3, help="measurements of the time, each (default 3, 0 for none)")
+    parser.add_argument("--no-aimet", action="store_true", help="leave AIMET out, and the times")
     parser.add_argument("--cache", type=Path, default=Path(".benchmarks"), metavar="FOLDER", help="of trained models")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the tables as well as print them")
@@ -359,18 +374,21 @@ def main() -> None:
         except (MissingError, ImportError) as error:
             show(f"{name}: left out, {error}\n")
             continue
-        trial = Trial(subject, chosen.samples, chosen.held_out, chosen.draws)
+        trial = Trial(subject, chosen.bits, chosen.samples, chosen.held_out, chosen.draws)
         for _ in trial.examine(not chosen.no_aimet):
             pass
         findings.append(trial.found)
         show(describe(trial.found) + "\n")
     show(judgement([bar for found in findings for bar in bars(found)]))
-    for text in filter(None, map(compare_scales, findings)):
-        show(text)
+    show("".join(f"\n{describe_gaps(found)}" for found in findings if found.pairs))
+    times = {} if chosen.no_aimet else measure_times(chosen.runs)
+    if times:
+        show("\n" + describe_times(times))
     if chosen.out is not None:
         chosen.out.write_text("\n".join(texts) + "\n")
     if chosen.json is not None:
-        chosen.json.write_text(json.dumps([plain(asdict(found)) for found in findings], indent=1))
+        results = {"models": [plain(asdict(found)) for found in findings], "seconds": times}
+        chosen.json.write_text(json.dumps(results, indent=1))
 
 
 def plain(value: Any) -> Any:
