@@ -48,6 +48,8 @@ KEPT = 1e-5
 FOLDED, BY_CHANNEL = "folded", "folded, per channel"
 SCALING, EQUALIZE_MODEL = "AIMET, scaling alone", "AIMET, equalize_model"
 ROOT, MADE_UP, DATA = "qvis, square root", "qvis, without data", "qvis, with data"
+STEPS = "qvis, with data+"
+"""With what changes the function a little, too."""
 PEERS = {SCALING: "scaling", EQUALIZE_MODEL: "equalize_model"}
 TIMED = {"aimet": EQUALIZE_MODEL, "square root": ROOT, "noise": f"{DATA}, 32 pictures"}
 
@@ -127,11 +129,11 @@ class Trial:
         yield self.judge(BY_CHANNEL, dict.fromkeys(self.settings, folded), channel)
         if with_aimet:
             yield from self.run_aimet(example)
-        shapes = {"example_inputs": example}
         for name, arguments in (
-            (ROOT, {**shapes, "method": "square root"}),
-            (MADE_UP, shapes),
+            (ROOT, {"method": "square root"}),
+            (MADE_UP, {"example_inputs": example}),
             (DATA, {"inputs": self.given}),
+            (STEPS, {"inputs": self.given, "replace_relu6": True, "correct_biases": "inputs"}),
         ):
             began = time.perf_counter()
             results = {bits: qvis.equalize(model, bits=bits, **arguments) for bits in self.bits}
@@ -142,7 +144,7 @@ class Trial:
 
     def judge(self, name: str, models: Mapping[Setting, Any], settings: Mapping[Setting, Setting] | None = None) -> Row:
         """What rounding does to the model of each setting; ``settings`` tells where another one is used for it."""
-        row = Row(name, changed=0.0)
+        row = Row(name, changed=max(self.changed(run_all(wrap(one), self.judged)) for one in {*models.values()}))
         ranges: Any = None
         for setting, model in models.items():
             used = (settings or {}).get(setting, setting)
@@ -152,7 +154,6 @@ class Trial:
             if used.inputs:
                 ranges = wrapped.ranges(self.given)
             self.note(row, setting, draw_all(wrapped, used, self.draws, self.judged, ranges))
-            row.changed = max(row.changed, self.changed(run_all(wrapped, self.judged)))
         self.found.rows[name] = row
         return row
 
@@ -239,10 +240,13 @@ def fold(model: Any, example: Any) -> Any:
 
 def describe_results(results: Mapping[int, Any]) -> str:
     """What qvis made of a model."""
-    kept = [bits for bits, one in results.items() if one.accepted]
     texts = [f"{next(iter(results.values())).found} sites"]
-    if len(kept) < len(results):
-        texts.append(f"scales kept at {', '.join(map(str, kept))} bits" if kept else "scales left out")
+    left = [bits for bits, one in results.items() if not one.accepted]
+    if left:
+        texts.append(f"scales left out at {', '.join(map(str, left))} bits")
+    for kind in dict.fromkeys(step.kind for one in results.values() for step in one.steps):
+        kept = [str(bits) for bits, one in results.items() if any(step.kept for step in one.steps if step.kind == kind)]
+        texts.append(f"{kind} at {', '.join(kept)} bits" if kept else f"{kind} left out")
     return "; ".join(texts)
 
 

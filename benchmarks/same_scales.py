@@ -9,10 +9,10 @@ import numpy as np
 
 from qvis.analysis.preparing import prepare
 from qvis.data import example_batch
-from qvis.equalization.equalize import by_pair
 from qvis.equalization.sites import Sites, find_sites
 from qvis.equalization.square_root import square_root_scales
 from qvis.equalization.terms import LayerTerm
+from qvis.equalization.weighing import by_pair
 from qvis.layers import Layer
 
 Pairs = Mapping[tuple[str, str], Sequence[float]]

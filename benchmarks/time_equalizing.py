@@ -38,7 +38,7 @@ def square_root(model: nn.Module) -> Callable[[], Any]:
     """The square-root rule of qvis, which needs no data."""
     import qvis
 
-    return lambda: qvis.equalize(model, example_inputs=SHAPE, method="square root")
+    return lambda: qvis.equalize(model, method="square root")
 
 
 def noise(model: nn.Module) -> Callable[[], Any]:
