@@ -48,8 +48,7 @@ KEPT = 1e-5
 FOLDED, BY_CHANNEL = "folded", "folded, per channel"
 SCALING, EQUALIZE_MODEL = "AIMET, scaling alone", "AIMET, equalize_model"
 ROOT, MADE_UP, DATA = "qvis, square root", "qvis, without data", "qvis, with data"
-STEPS = "qvis, with data+"
-"""With what changes the function a little, too."""
+REPLACED = "qvis, ReLU6 replaced"
 PEERS = {SCALING: "scaling", EQUALIZE_MODEL: "equalize_model"}
 TIMED = {"aimet": EQUALIZE_MODEL, "square root": ROOT, "noise": f"{DATA}, 32 pictures"}
 
@@ -129,12 +128,15 @@ class Trial:
         yield self.judge(BY_CHANNEL, dict.fromkeys(self.settings, folded), channel)
         if with_aimet:
             yield from self.run_aimet(example)
-        for name, arguments in (
-            (ROOT, {"method": "square root"}),
-            (MADE_UP, {"example_inputs": example}),
-            (DATA, {"inputs": self.given}),
-            (STEPS, {"inputs": self.given, "replace_relu6": True, "correct_biases": "inputs"}),
-        ):
+        asked: dict[str, dict[str, Any]] = {
+            ROOT: {"method": "square root"},
+            MADE_UP: {"example_inputs": example},
+            DATA: {"inputs": self.given},
+            REPLACED: {"inputs": self.given, "replace_relu6": True},
+        }
+        if not has_clips(model, example):
+            del asked[REPLACED]
+        for name, arguments in asked.items():
             began = time.perf_counter()
             results = {bits: qvis.equalize(model, bits=bits, **arguments) for bits in self.bits}
             seconds = (time.perf_counter() - began) / len(self.bits)
@@ -236,6 +238,12 @@ def fold(model: Any, example: Any) -> Any:
     if ready.folded is None:
         return model
     return adapters.rewrite(model, ready.network, Rewriting(ready.folded.weights, norms=ready.folded.norms))[0]
+
+
+def has_clips(model: Any, example: Any) -> bool:
+    """Whether it has anything like ReLU6."""
+    graph = prepare(model, example=example_batch(example)).network.graph
+    return graph is not None and any(node.op == "clip" for node in graph.nodes)
 
 
 def describe_results(results: Mapping[int, Any]) -> str:
