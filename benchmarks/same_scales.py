@@ -52,4 +52,4 @@ def term_of(layer: Layer, sites: Sites, scaled: Any) -> LayerTerm:
     outputs, inputs = (np.where(scaled[ids], ids, -1) for ids in (sites.outputs[layer.name], sites.inputs[layer.name]))
     groups = int(call.attributes.get("groups", 1))
     magnitude = np.abs(by_pair(layer.weight.astype(np.float64), len(inputs) // groups, call)).max(axis=2)
-    return LayerTerm.of(layer.name, outputs, inputs, magnitude, np.zeros_like(magnitude), groups=groups)
+    return LayerTerm(layer.name, outputs, inputs, magnitude, np.zeros_like(magnitude), groups)
