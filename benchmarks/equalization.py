@@ -338,21 +338,28 @@ def describe_gaps(found: Finding) -> str:
     return f"{text}; the scales differ by {found.gaps[worst]:.1e} at most ({' -> '.join(worst)})"
 
 
-def measure_times(runs: int) -> dict[str, list[float]]:
-    """Seconds that each tool takes for MobileNetV2 with ReLU, by the clock, each time in a fresh process."""
-    found: dict[str, list[float]] = {}
+def measure_times(runs: int) -> dict[str, list[dict[str, float]]]:
+    """Seconds that each tool takes for MobileNetV2 with ReLU, by the clock and of processors; fresh processes."""
+    found: dict[str, list[dict[str, float]]] = {}
     for _ in range(runs):
         for tool, name in TIMED.items():
             python = str(AIMET.python) if tool == "aimet" else sys.executable
             printed = run_in(python, "time_equalizing.py", tool)
-            found.setdefault(name, []).append(json.loads(printed.splitlines()[-1])["wall_s"])
+            found.setdefault(name, []).append(json.loads(printed.splitlines()[-1]))
     return found
 
 
-def describe_times(times: Mapping[str, Sequence[float]]) -> str:
+def describe_times(times: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     """Medians."""
-    title = f"seconds for MobileNetV2 with ReLU and pictures of 224 x 224, median of {min(map(len, times.values()))}:"
-    return "\n".join([title, *(f"  {name:36}{median(values):8.1f}" for name, values in times.items())])
+    runs = min(map(len, times.values()))
+    lines = [
+        f"MobileNetV2 with ReLU, pictures of 224 x 224, median of {runs}",
+        f"  {'':32}{'wall s':>10}{'CPU s':>10}",
+    ]
+    for name, found in times.items():
+        wall, used = (median(one[what] for one in found) for what in ("wall_s", "cpu_s"))
+        lines.append(f"  {name:32}{wall:10.1f}{used:10.1f}")
+    return "\n".join(lines)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
