@@ -34,8 +34,6 @@ WIDTHS = (8, 6, 4)
 GRANULARITIES = ("tensor", "channel")
 NOISE = 3.0
 """So many times what folding alone changes in the outputs is still noise of the arithmetic."""
-FAR = 2.0
-"""Scales that are predicted to do so many times the least damage are not tried."""
 OFFERED = "offered"
 """In place of names: all that would bring something."""
 
@@ -208,7 +206,7 @@ class Work:
     # -- scales -------------------------------------------------------------------------------------------------------
 
     def _best(self, base: Base) -> Candidate:
-        """The candidate that is measured to round best, of those that compute the same; else the first."""
+        """What is asked for; another way to scale where that does not help as predicted, and the other clearly does."""
         asked, study = self.asked, base.study
         if study.runner.differentiable:
             passes = spread_passes(self.opened.batches, asked.probes, asked.seed)
@@ -226,10 +224,11 @@ class Work:
         if asked.multiply:
             sites = base.find_sites(self._to_multiply(base))
             ways = [(sites, scales) for scales in choose(base, sites, asked)] + ways
-        least = min(scales.after.total for _, scales in ways)
-        # what is predicted to be far worse is not worth a trial, where predictions are right
-        ways = [way for way in ways if way[1].after.total <= FAR * least or way[1].after.total > UNRELIABLE]
-        return self._choose([self._try(base, *way) for way in ways])
+        first = self._try(base, *ways[0])
+        gain = self.trials.gain(self.given, first.trial.study)
+        if gain.is_clear and gain.db > 0 and first.scales.after.total < UNRELIABLE:
+            return first  # as predicted; so the others are worse
+        return self._choose([first, *(self._try(base, *way) for way in ways[1:])])
 
     def _choose(self, candidates: Sequence[Candidate]) -> Candidate:
         """The first, or one that is clearly better; with more draws where they do not tell whether it helps at all."""
