@@ -282,6 +282,7 @@ def test_a_multiplication_that_was_asked_for_is_inserted_and_helps(tokens: np.nd
     assert found.verification.gain_db() > 5
     assert found.verification.gain_db() > qvis.equalize(model, tokens).verification.gain_db() + 3
     assert type(model.down) is nn.Linear
+    assert "down" not in [offer.layer for offer in found.offers]
 
 
 def test_the_best_multiplication_for_one_grid_is_found_in_closed_form() -> None:

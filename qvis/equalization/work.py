@@ -176,7 +176,7 @@ class Work:
             granularity=self.asked.grid.granularity,
             activations=self.asked.activations,
             predicted=(found.scales.before, found.scales.after),
-            offers=self.offers,
+            offers=[offer for offer in self.offers if offer.layer not in kept.sites.multiplied],
             steps=self.steps,
             notes=(*self.given.runner.notes, *self.opened.ready.notes, *notes),
             sides=(side, adapters.read(model, name=f"{network.name} equalized")),

@@ -73,7 +73,7 @@ def _change(before: Draws, after: Draws) -> Document:
 
 def _step(step: Step) -> Document:
     change = {} if step.before is None or step.after is None else _change(step.before, step.after)
-    return {"kind": step.kind, "kept": step.kept, "text": str(step), **change}
+    return {"kind": step.kind, "kept": step.kept, "text": step.text, **change}
 
 
 def _layers(found: Equalization) -> list[Document]:
