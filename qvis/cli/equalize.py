@@ -22,6 +22,10 @@ EXAMPLES = (
 )
 
 
+SHOWN = 8
+"""So many connections that were left alone are named on the terminal."""
+
+
 class Method(str, Enum):
     """How scales are chosen."""
 
@@ -125,7 +129,11 @@ def equalize(
             f"  int{row['bits']} per {row['granularity']:8} {row['before_db']:6.1f} ± {row['before_spread_db']:.1f} dB"
             f"  ->  {row['after_db']:6.1f} ± {row['after_spread_db']:.1f} dB"
         )
-    print(f"{count(len(found.pairs), 'site')} scaled, {count(len(found.skipped), 'connection')} left alone.")
+    left = [f"  {one.name}: {one.reason}" for one in found.skipped[:SHOWN]]
+    more = f"  and {len(found.skipped) - SHOWN} more, which --report and --json name"
+    sites, connections = count(len(found.pairs), "site"), count(len(found.skipped), "connection")
+    print(f"{sites} scaled, {connections} left alone{':' if left else '.'}")
+    print(*left, *[more] * (len(found.skipped) > SHOWN), sep="\n", end="\n" if left else "")
     if found.verification is not None:
         print(
             f"The outputs change by {found.verification.relative:.0e} of the largest, on {found.verification.source}."

@@ -198,6 +198,10 @@ class Work:
         widths = dict.fromkeys((self.asked.grid.bits, *WIDTHS))
         grids = [WeightGrid(bits, granularity) for bits in widths for granularity in GRANULARITIES]
         before, after = (self.trials.assess_widths(study, grids) for study in studies)
+        if not self.asked.activations:  # then more draws were made than for the others
+            before, after = (
+                {**one, self.asked.grid: self.trials.assess(s)} for one, s in zip((before, after), studies, strict=True)
+            )
         return before, after
 
     def _study(self, base: Base, runner: Runner) -> Study:

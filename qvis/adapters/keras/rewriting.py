@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -117,13 +118,19 @@ def save_model(model: Any, path: Path) -> None:
         raise OutputError(f"path: a Keras model cannot be saved to {path.name!r}; name it .keras or .h5")
     if not hasattr(model, "save"):
         raise OutputError(f"model: {model.name!r} is a layer alone, which Keras does not save; put it into a model")
+    logger = logging.getLogger("absl")
+    level = logger.level
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that .h5 is an old format
+        # that .h5 is an old format
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
         try:
             model.save(path)
         except Exception as error:
             why = f"{type(error).__name__}: {first_line(error)}"
             raise OutputError(f"path: Keras cannot save {model.name!r} to {path.name!r} ({why})") from error
+        finally:
+            logger.setLevel(level)
 
 
 def _all(model: Any) -> list[Any]:
