@@ -218,7 +218,8 @@ class Fitted:
         block = (row if rows > 1 else 0) * groups + group
         shape = self._shape
         if isinstance(shape, Table) and shape.levels.ndim == 2:
-            return shape.levels[block]
+            own: FloatArray = shape.levels[block]
+            return own
         with np.errstate(all="ignore"):
             place = Place(self._place.scale[block : block + 1], self._place.zero[block : block + 1])
             levels: FloatArray = self._finite(shape.decode(shape.codes[None], place))[0]
