@@ -70,8 +70,8 @@ class Scheme:
     rounding: str = "nearest"
     """``nearest``, with halves to even codes, or ``stochastic``: up or down at random so that the mean is right."""
     range: str = "minmax"
-    """``minmax`` covers all numbers, ``percentile`` all but a few, ``mse`` those that leave the least noise when
-    rounded to nearest. A codebook has no range."""
+    """``minmax`` covers all numbers, ``percentile`` all but a few, ``mse`` what leaves the least noise when rounded to
+    nearest: see :func:`qvis.quantization.ranges.best`. A codebook has no range."""
     percentile: float = 99.9
     """How many percent of the numbers, or of their magnitudes where the grid is symmetric, ``percentile`` covers."""
     seed: int = 0

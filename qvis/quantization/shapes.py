@@ -147,7 +147,9 @@ class Offset(Uniform):
 def _span(low: FloatArray, high: FloatArray, steps: int) -> FloatArray:
     """The step that goes ``steps`` times from low to high."""
     span = high - low
-    return np.where(np.isfinite(span), divide(span, steps), high / steps - low / steps).astype(high.dtype)
+    step = np.where(np.isfinite(span), divide(span, steps), high / steps - low / steps)
+    held: FloatArray = np.minimum(step, np.finfo(high.dtype).max).astype(high.dtype)
+    return held
 
 
 @dataclass(frozen=True, eq=False)
