@@ -1,13 +1,12 @@
-"""Grids of numbers: levels, codes, ranges and sizes, against loops, exhaustive searches and the engines themselves."""
+"""Grids of numbers: levels, codes, ranges and sizes, against loops, exhaustive searches and the engines.
+
+TensorFlow Lite is compared where its conversions are at hand, in test_adapters_tflite.py.
+"""
 
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -192,6 +191,8 @@ def test_types_are_computed_in_themselves_or_in_the_next_larger_float() -> None:
 def test_other_numbers_are_rounded_on_the_same_grid() -> None:
     fitted = Scheme(bits=3).fit([[3.0, -1.0, 0.4]])
     np.testing.assert_array_equal(fitted.round([[9.0, -1.6, np.nan]]), [[3, -2, np.nan]])
+    shared = Scheme(bits=3, granularity="tensor").fit([[3.0, -1.0, 0.4]])
+    np.testing.assert_array_equal(shared.round([[1.2], [-0.7]]), [[1], [-1]])
     with pytest.raises(BadArgumentError, match=r"matrix: got shape \(1, 2\), expected \(1, 3\)"):
         fitted.round([[1.0, 2.0]])
 
@@ -416,6 +417,14 @@ def test_percentiles_are_those_of_numpy(percentile: float) -> None:
     np.testing.assert_allclose(zeroed.scale[:, 0] * 15, np.maximum(high, 0) - np.minimum(low, 0))
 
 
+@pytest.mark.parametrize("kind", ["uniform", "offset", "quantile"])
+def test_a_range_is_not_cut_down_to_nothing_where_most_numbers_are_the_same(kind: str) -> None:
+    sparse = np.zeros((1, 5000))
+    sparse[0, 7] = 0.5
+    rounded = Scheme(kind, 4, range="percentile").fit(sparse).rounded()
+    np.testing.assert_allclose(rounded, sparse)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Sizes and settings
 
@@ -606,51 +615,3 @@ def test_onnxruntime_rounds_to_the_same_numbers(scheme: Scheme, to: str, granula
         axis = 0 if granularity == "channel" else None
         theirs = quantize_with_onnx(weight, fitted, getattr(TensorProto, to), axis)
         np.testing.assert_array_equal(fitted.rounded(), theirs)
-
-
-CONVERT = """
-import sys
-import keras, numpy as np, tensorflow as tf
-
-folder = sys.argv[1]
-given = np.load(f"{folder}/weights.npz")
-layers = keras.layers
-model = keras.Sequential([
-    keras.Input((6, 6, 8), batch_size=1),
-    layers.Conv2D(24, 3, name="conv"),
-    layers.Flatten(),
-    layers.Dense(10, name="dense"),
-])
-for name in ("conv", "dense"):
-    model.get_layer(name).kernel.assign(given[name])
-converter = tf.lite.TFLiteConverter.from_keras_model(model)
-converter.optimizations = [tf.lite.Optimize.DEFAULT]
-open(f"{folder}/model.tflite", "wb").write(converter.convert())
-"""
-
-
-def test_tflite_has_the_same_scales_and_codes(tmp_path: Path) -> None:
-    pytest.importorskip("tensorflow")
-    interpreters = pytest.importorskip("ai_edge_litert.interpreter")
-    rng = np.random.default_rng(0)
-    kernels = {"conv": rng.normal(size=(3, 3, 8, 24)), "dense": rng.laplace(size=(384, 10))}
-    np.savez(tmp_path / "weights.npz", **{name: kernel.astype(np.float32) for name, kernel in kernels.items()})
-    quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "KERAS_BACKEND": "tensorflow"}
-    made = subprocess.run(
-        [sys.executable, "-c", CONVERT, tmp_path], env=quiet, capture_output=True, text=True, check=False
-    )
-    assert made.returncode == 0, made.stderr[-2000:]
-    interpreter = interpreters.Interpreter(str(tmp_path / "model.tflite"))
-    interpreter.allocate_tensors()
-    constants = [detail for detail in interpreter.get_tensor_details() if detail["dtype"] == np.int8]
-    assert len(constants) == 2
-    for detail in constants:
-        codes = interpreter.get_tensor(detail["index"])
-        kernel = kernels["conv" if codes.ndim == 4 else "dense"].astype(np.float32)
-        weight = np.moveaxis(kernel, -1, 0).reshape(kernel.shape[-1], -1)
-        scales = detail["quantization_parameters"]["scales"]
-        fitted = Scheme(bits=8, granularity="channel" if len(scales) > 1 else "tensor").fit(weight)
-        np.testing.assert_allclose(fitted.scale.ravel(), scales, rtol=1e-6)
-        same = fitted.codes == codes.reshape(weight.shape)
-        assert same[~at_halves(weight, fitted)].all()
-        assert same.mean() > 0.999

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from numbers import Integral, Real
 from typing import Any
 
@@ -135,9 +136,7 @@ class Scheme:
             else:
                 shape = self._shape()
                 place = shape.place(*self._range(blocks, shape))
-        fitted = Fitted(self, matrix, shape, place)
-        object.__setattr__(fitted, "codes", fitted._encode(matrix))
-        return fitted
+        return Fitted(self, matrix, shape, place)
 
     def _shape(self) -> Shape:
         if self.kind in FLOATS:
@@ -170,10 +169,15 @@ class Fitted:
     """The numbers, (channels, elements)."""
     _shape: Shape = field(repr=False)
     _place: Place = field(repr=False)
-    codes: IntArray = field(init=False, repr=False)
-    """The code of each number, int32 (channels, elements): the integers of a uniform grid, signed where it is
-    symmetric; elsewhere the places of the levels, in ascending order. That of a number that is not finite means
-    nothing."""
+
+    @cached_property
+    def codes(self) -> IntArray:
+        """The code of each number, int32 (channels, elements).
+
+        The integers of a uniform grid, signed where it is symmetric; elsewhere the places of the levels, in ascending
+        order. That of a number that is not finite means nothing.
+        """
+        return self._encode(self.matrix)
 
     @property
     def scale(self) -> FloatArray:
@@ -193,12 +197,12 @@ class Fitted:
         return self._decode(self.codes, self.matrix)
 
     def round(self, matrix: ArrayLike) -> FloatArray:
-        """Other numbers rounded on this grid, in the shape of :attr:`matrix`.
+        """Other numbers rounded on this grid: in the shape of :attr:`matrix`, or in any where one grid is for all.
 
         Those beyond its ends become the end. Stochastic rounding draws the same random numbers each time.
         """
         matrix = _as_matrix(matrix).astype(self.matrix.dtype)
-        if matrix.shape != self.matrix.shape:
+        if matrix.shape != self.matrix.shape and self.scheme.granularity != "tensor":
             raise BadArgumentError(
                 f"matrix: got shape {matrix.shape}, expected {self.matrix.shape}, the one the grid was fitted to"
             )

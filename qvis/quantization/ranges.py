@@ -37,16 +37,20 @@ def everything(blocks: FloatArray, *, symmetric: bool, zero: bool = True) -> tup
 def most(blocks: FloatArray, percentile: float, *, symmetric: bool, zero: bool = True) -> tuple[FloatArray, FloatArray]:
     """The range that holds ``percentile`` percent of each block; unless ``symmetric``, what is left out is halved.
 
-    Percentiles are interpolated between the numbers on either side, as np.percentile does.
+    Percentiles are interpolated between the numbers on either side, as np.percentile does. A block most of whose
+    numbers are the same, such as zero, so that nothing else would be left, keeps its whole range.
     """
+    whole = everything(blocks, symmetric=symmetric, zero=zero)
     if not blocks.shape[1]:
-        return everything(blocks, symmetric=symmetric, zero=zero)
+        return whole
     if symmetric:
         high = np.nan_to_num(_percentile(np.sort(np.abs(blocks), axis=1), percentile))
-        return -high, high
-    ordered = np.sort(blocks, axis=1)
-    outside = (100 - percentile) / 2
-    return _zeroed(_percentile(ordered, outside), _percentile(ordered, 100 - outside), zero)
+        low = -high
+    else:
+        ordered = np.sort(blocks, axis=1)
+        outside = (100 - percentile) / 2
+        low, high = _zeroed(_percentile(ordered, outside), _percentile(ordered, 100 - outside), zero)
+    return np.where(low < high, low, whole[0]), np.where(low < high, high, whole[1])
 
 
 def best(

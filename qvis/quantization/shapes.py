@@ -1,8 +1,8 @@
 """The two shapes of a grid: levels with one step between them, and levels read from a table.
 
 Both work on blocks, which are the numbers that share a scale: arrays (blocks, numbers), with what :meth:`place` finds
-for each of them. Numbers are divided by the scale and rounded to nearest, halves to even: as NumPy, ONNX and TensorFlow
-do, and PyTorch but for its multiplication by 1 / scale, which can tell in the last digit of a number at a half.
+for each of them. Numbers are divided by the scale and rounded to nearest, halves to even: as NumPy and ONNX do, and
+PyTorch but for its multiplication by 1 / scale, which can tell in the last digit of a number at a half.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def power_of_two(exponent: IntArray, dtype: np.dtype[np.floating]) -> FloatArray
     """2 to an exponent, which is kept within what the type can hold."""
     info = np.finfo(dtype)
     smallest = info.minexp - info.nmant
-    result: FloatArray = np.ldexp(dtype.type(1), np.clip(exponent, smallest, info.maxexp - 1)).astype(dtype)
+    result: FloatArray = np.ldexp(np.ones(exponent.shape, dtype), np.clip(exponent, smallest, info.maxexp - 1))
     return result
 
 
