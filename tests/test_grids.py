@@ -359,6 +359,16 @@ def test_the_mse_range_of_large_layers_is_as_good_as_a_fine_sweep() -> None:
             assert found <= 1.01 * min(errors)
 
 
+def test_the_mse_range_of_large_layers_leaves_out_what_is_not_finite() -> None:
+    numbers = np.random.default_rng(0).laplace(size=(1, 80_000))
+    holed = np.insert(numbers, np.arange(0, 80_000, 3), np.nan, axis=1)
+    scheme = Scheme(bits=4, range="mse")
+    whole, found = scheme.fit(numbers), scheme.fit(holed)
+    assert np.nansum(np.square(found.rounded() - holed)) <= 1.01 * noise(whole)
+    nothing = scheme.fit(np.full((1, 80_000), np.nan))
+    assert nothing.scale == 1
+
+
 @pytest.mark.parametrize("kind", ["uniform", "offset"])
 def test_the_mse_range_of_two_ends_is_close_to_the_best_pair(kind: str) -> None:
     for numbers in draws(256):
