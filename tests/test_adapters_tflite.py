@@ -18,6 +18,7 @@ from qvis.adapters import tflite as adapter
 from qvis.adapters.tflite import names as tflite_names
 from qvis.errors import BadArgumentError, QvisError, UnsupportedModelError
 from qvis.layers import Layer
+from qvis.quantization.grids import Scheme
 
 interpreters = pytest.importorskip("ai_edge_litert.interpreter")
 
@@ -89,7 +90,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def interpreted(path: Path) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
+Constants = dict[str, tuple[np.ndarray, dict[str, Any]]]
+
+
+def interpreted(path: Path) -> Constants:
     """All constants of a file as the interpreter has them, by their names."""
     interpreter = interpreters.Interpreter(str(path))
     interpreter.allocate_tensors()
@@ -149,14 +153,19 @@ def test_half_floats_are_found_behind_their_conversion(folder: Path) -> None:
         np.testing.assert_array_equal(layer.weight, rows(kernels[name], name).astype("f2").astype("f4"))
 
 
+def constant_of(layer: Layer, name: str, theirs: Constants) -> tuple[np.ndarray, dict[str, Any]]:
+    """The integers of a layer and their grid, as the interpreter has them."""
+    stored = {"depth": "depthwise", "up": "conv_transpose", "hidden": "MatMul", "head": "MatMul"}
+    mark = f"{name}_1/{stored.get(name, 'convolution')}"
+    return next((a, g) for title, (a, g) in theirs.items() if mark in title and a.shape == layer.shape)
+
+
 @pytest.mark.parametrize("kind", ["dynamic", "int8", "int16x8"])
 def test_quantized_rows_are_those_of_the_interpreter(kind: str, folder: Path) -> None:
     theirs = interpreted(folder / f"{kind}.tflite")
-    stored = {"depth": "depthwise", "up": "conv_transpose", "hidden": "MatMul", "head": "MatMul"}
     checked = 0
     for name, layer in layers(folder / f"{kind}.tflite").items():
-        mark = f"{name}_1/{stored.get(name, 'convolution')}"
-        integers, grid = next((a, g) for title, (a, g) in theirs.items() if mark in title and a.shape == layer.shape)
+        integers, grid = constant_of(layer, name, theirs)
         scales = np.asarray(grid["scales"], dtype="f4")
         if scales.size == 0:  # too small for the converter to quantize it
             assert layer.dtype == "float32"
@@ -170,6 +179,29 @@ def test_quantized_rows_are_those_of_the_interpreter(kind: str, folder: Path) ->
         assert layer.notes == (f"int8, dequantized with {scales.size} {plural} (symmetric)",)
         checked += 1
     assert checked >= (len(SHAPES) if kind != "dynamic" else 3)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "int8"])
+def test_the_converter_rounds_as_the_grids_of_qvis(kind: str, folder: Path) -> None:
+    theirs = interpreted(folder / f"{kind}.tflite")
+    kernels = np.load(folder / "kernels.npz")
+    checked = 0
+    for name, layer in layers(folder / f"{kind}.tflite").items():
+        scales = np.asarray(constant_of(layer, name, theirs)[1]["scales"])
+        if scales.size == 0:
+            continue
+        exact = rows(kernels[name], name)
+        fitted = Scheme(bits=8, granularity="tensor" if scales.size == 1 else "channel").fit(exact)
+        np.testing.assert_allclose(fitted.scale.ravel(), scales, rtol=1e-6)
+        codes = np.rint(layer.weight / fitted.scale)
+        np.testing.assert_allclose(
+            fitted.rounded()[codes == fitted.codes], layer.weight[codes == fitted.codes], rtol=1e-6
+        )
+        # the converter may go the other way from the middle of two codes
+        halves = np.abs(np.abs(exact / fitted.scale - fitted.codes) - 0.5) < 1e-4
+        assert (codes == fitted.codes)[~halves].all()
+        checked += 1
+    assert checked >= 3
 
 
 def test_parameters_are_those_of_the_model(folder: Path) -> None:
