@@ -46,8 +46,8 @@ def equalize(
 
     What a layer multiplies its output channels by, the next one divides its input channels by: the model computes the
     same, and rounds better. The scales are those with the least damage by the noise model (:mod:`qvis.noise`); they are
-    only kept where the measured damage, averaged over draws of the rounding, does not grow. Normalizations are folded
-    first.
+    only kept where rounding is measured to do less damage, by more than chance, over draws of the rounding.
+    Normalizations are folded first.
 
     Parameters
     ----------

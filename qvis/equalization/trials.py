@@ -43,9 +43,9 @@ class Gain(NamedTuple):
         return abs(self.db) > 2 * self.error
 
     @property
-    def is_likely(self) -> bool:
-        """Whether it is a gain, as far as can be told."""
-        return self.db > self.error
+    def is_real(self) -> bool:
+        """Whether it is a gain, and not by chance."""
+        return self.is_clear and self.db > 0
 
     @classmethod
     def of(cls, before: FloatArray, after: FloatArray) -> Gain:

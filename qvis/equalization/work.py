@@ -145,7 +145,7 @@ class Work:
         difference, relative = self.trials.compare(found.trial)
         is_kept = self._is_kept(found, relative)
         studies = (self.given, found.trial.study)
-        accepted = bool(found.sites.sites) and is_kept and self.trials.gain(*studies).is_likely
+        accepted = bool(found.sites.sites) and is_kept and self.trials.gain(*studies).is_real
         proof = Verification(
             difference=difference,
             relative=relative,
@@ -230,7 +230,7 @@ class Work:
             ways = [(sites, scales) for scales in choose(base, sites, asked)] + ways
         first = self._try(base, *ways[0])
         gain = self.trials.gain(self.given, first.trial.study)
-        if gain.is_clear and gain.db > 0 and first.scales.after.total < UNRELIABLE:
+        if gain.is_real and first.scales.after.total < UNRELIABLE:
             return first  # as predicted; so the others are worse
         return self._choose([first, *(self._try(base, *way) for way in ways[1:])])
 
@@ -240,7 +240,7 @@ class Work:
         while True:
             for one in candidates[1:]:
                 gain = self.trials.gain(best.trial.study, one.trial.study)
-                best = one if gain.is_clear and gain.db > 0 else best
+                best = one if gain.is_real else best
             if self.trials.rounds == ROUNDS or self.trials.gain(self.given, best.trial.study).is_clear:
                 return best
             self.trials.rounds += 1
@@ -293,7 +293,7 @@ class Work:
         base.study.calibrate(locally=False)
         other = self._best(base)
         others = (self.given, found.trial.study)
-        better = all(self.trials.gain(one, other.trial.study).is_likely for one in others)
+        better = all(self.trials.gain(one, other.trial.study).is_real for one in others)
         change = self.trials.compare(other.trial)[1]
         text = f"{what}: the outputs change by {change:.1e} of the largest before anything is rounded."
         self.steps.append(self._step("ReLU6", better, text, found.trial.study, other.trial.study))
@@ -312,7 +312,7 @@ class Work:
             return trial.written
         written = biases.add(trial.written, vectors)
         other = self._tried(written)
-        better = self.trials.gain(trial.study, other.study).is_likely
+        better = self.trials.gain(trial.study, other.study).is_real
         moved = f"Biases of {count(len(vectors), 'layer')} moved"
         text = f"{moved}: the outputs change by {self.trials.compare(other)[1]:.1e} of the largest."
         self.steps.append(self._step("absorption", better, text, trial.study, other.study))
@@ -334,7 +334,7 @@ class Work:
             self.steps.append(Step("bias correction", False, f"Nothing to correct: {why}."))
             return written
         damages = self.trials.damages(trial.study)[: self.trials.once], correction.damages()
-        better = Gain.of(*damages).is_likely
+        better = Gain.of(*damages).is_real
         before, after = (average(one, self.trials.draws[: self.trials.once]) for one in damages)
         text = f"Biases of {count(len(correction.means), 'layer')} corrected for int{self.asked.grid.bits}."
         self.steps.append(Step("bias correction", better, text, before, after))
