@@ -29,6 +29,7 @@ OPTIONAL = {
     "onnxruntime": "onnxruntime",
     "PIL": "pillow",
     "scipy": "scipy",
+    "threadpoolctl": "threadpoolctl",
 }
 """Imported modules that an extra installs, and a requirement of that extra."""
 DISTRIBUTIONS = {"markupsafe": "jinja2", "click": "typer"}

@@ -40,7 +40,7 @@ def demo(out: OutDir = Path("qvis-report")) -> None:
         check_index(out)
         model, (pictures, _) = load_digits_model(), load_digits_samples()
         judged = analyze(model, inputs=pictures, measure="top", name=FOLDED, progress=work.layers, track=work.steps)
-        method = "noise" if find_spec("scipy") else "square root"
+        method = "noise" if find_spec("scipy") and find_spec("threadpoolctl") else "square root"
         equalized = equalize(model, pictures[:SAMPLES], method=method, name=FOLDED, track=work.steps)
         work.say("Writing")
         comparison = compare(equalized.before, equalized.after)

@@ -110,7 +110,7 @@ def optimal_scales(
     BadArgumentError
         An argument is outside what it may be.
     QvisError
-        SciPy is not installed.
+        SciPy or threadpoolctl is not installed.
     """
     if not 1 < limit < inf:
         raise BadArgumentError(f"limit: got {limit!r}, expected a finite number above 1 such as {LIMIT:g}")
@@ -183,9 +183,13 @@ def _minimize(program: Program, power: float, start: FloatArray, bound: float) -
     """Where the smoothed damage is least, as far as some iterations get, and their number."""
     try:
         from scipy.optimize import Bounds, minimize
+        from threadpoolctl import threadpool_limits
     except ImportError as error:
-        raise QvisError("equalization: SciPy is not installed; run: pip install 'qvis[equalize]'") from error
+        missing = "SciPy" if "scipy" in str(error) else "threadpoolctl"
+        raise QvisError(f"equalization: {missing} is not installed; run: pip install 'qvis[equalize]'") from error
     options = {"maxiter": STEPS, "maxcor": 20, "ftol": 1e-12, "gtol": 1e-9}
     bounds = Bounds(-bound, bound)
-    result = minimize(program.smooth, start, (power,), "L-BFGS-B", jac=True, bounds=bounds, options=options)
+    # so many small products are quicker on one thread than on several that wait for each other
+    with threadpool_limits(1, user_api="blas"):
+        result = minimize(program.smooth, start, (power,), "L-BFGS-B", jac=True, bounds=bounds, options=options)
     return result.x, int(result.nit)
