@@ -162,6 +162,17 @@ def test_high_biases_are_absorbed_where_activations_are_rounded_and_that_helps(i
     assert grabbed[-1] < grabbed[0] * scale / 2
 
 
+def test_nothing_is_taken_from_a_bias_that_the_next_layer_cannot_give_back(images: np.ndarray) -> None:
+    model = Biased().eval()
+    with torch.no_grad():
+        model.norm.bias.fill_(9.0)
+    model.second = nn.Conv2d(6, 8, 1, bias=False)
+    model.again = nn.Identity()
+    (step,) = qvis.equalize(model, images, activations=True, absorb_biases=True).steps
+    assert not step.kept
+    assert step.before is None
+
+
 def test_where_no_bias_is_high_nothing_is_absorbed(images: np.ndarray) -> None:
     model = Biased().eval()
     with torch.no_grad():

@@ -68,7 +68,13 @@ def _bias(layer: Layer) -> Callable[[], FloatArray] | None:
 
 
 def absorb(
-    trial: Trial, graph: Graph, sites: Sites, factors: FloatArray, folded: Folded | None, given: Study
+    trial: Trial,
+    graph: Graph,
+    sites: Sites,
+    factors: FloatArray,
+    folded: Folded | None,
+    given: Study,
+    biases: Biases,
 ) -> Vectors:
     """What to add to the outputs of layers so that high biases are absorbed by the layers that follow.
 
@@ -84,6 +90,8 @@ def absorb(
         What was folded into which layer.
     given
         What is known of the model before it was scaled.
+    biases
+        Where numbers can be added: what one layer takes away the next one must be able to give back.
 
     Returns
     -------
@@ -95,6 +103,8 @@ def absorb(
     for name, call in sites.calls.items():
         source = _absorbable(graph, call)
         if source is None or name not in given.entering or norms.get(source.layer, "") != _norm_of(graph, call):
+            continue
+        if source.layer not in biases or name not in biases:
             continue
         low = given.entering[name].low
         if source.layer in norms:

@@ -305,8 +305,7 @@ class Work:
         if not self.asked.absorb_biases:
             return trial.written
         biases = Biases(base.network, base.folded)
-        vectors = absorb(trial, base.graph, found.sites, found.scales.factors, base.folded, base.study)
-        vectors = {name: one for name, one in vectors.items() if name in biases}
+        vectors = absorb(trial, base.graph, found.sites, found.scales.factors, base.folded, base.study, biases)
         if not vectors:
             self.steps.append(Step("absorption", False, "No bias is high enough to be absorbed by the next layer."))
             return trial.written
