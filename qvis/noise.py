@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,27 +39,37 @@ CACHE_BYTES = 2**29
 """Rounding errors are kept from pass to pass up to this size, and computed anew beyond it."""
 
 
+Granularity = str | int
+"""What shares a step: the ``tensor``, each ``channel`` (a row), or so many neighbours within a row."""
+
+
 class WeightGrid(NamedTuple):
     """A symmetric signed grid for the weights of a layer."""
 
     bits: int
-    granularity: str
-    """``tensor`` or ``channel``: what shares a step."""
+    granularity: Granularity
 
 
 def round_weight(weight: FloatArray, grid: WeightGrid, stretch: float = 1.0) -> FloatArray:
     """``weight (channels, elements)`` rounded to nearest on a grid whose step is max|w| / (2^(bits-1) - 1).
 
-    The maximum is over the tensor or over each channel (Krishnamoorthi, arXiv 1806.08342, section 2.1, narrow range).
+    The maximum is over what shares a step (Krishnamoorthi, arXiv 1806.08342, section 2.1, narrow range).
     Weights that are not finite stay as they are. ``stretch`` makes the step larger, for another draw of the rounding.
     """
     return _round(weight, _step(weight, grid, stretch))
 
 
 def _step(weight: FloatArray, grid: WeightGrid, stretch: float = 1.0) -> FloatArray:
-    """The step of a grid: a number, or (channels, 1)."""
+    """The step of a grid: a number, (channels, 1), or (channels, elements)."""
     size = np.abs(np.where(np.isfinite(weight), weight, 0))
-    largest = size.max(axis=1, keepdims=True, initial=0) if grid.granularity == "channel" else size.max(initial=0)
+    if grid.granularity == "tensor":
+        largest: Any = size.max(initial=0)
+    elif grid.granularity == "channel":
+        largest = size.max(axis=1, keepdims=True, initial=0)
+    else:
+        starts = np.arange(0, size.shape[1], int(grid.granularity))
+        lengths = np.diff([*starts, size.shape[1]])
+        largest = np.repeat(np.maximum.reduceat(size, starts, axis=1), lengths, axis=1) if size.size else size
     return np.asarray(stretch * largest / (2 ** (grid.bits - 1) - 1), dtype=weight.dtype)
 
 

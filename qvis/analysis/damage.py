@@ -15,15 +15,15 @@ import numpy as np
 
 from qvis.errors import BadArgumentError
 from qvis.layers import FloatArray, Network, Skipped, decibels
-from qvis.noise import Histogram, span
+from qvis.noise import Granularity, Histogram, span
 from qvis.running import Grid
 
 WHAT = ("weights", "inputs")
 UNRELIABLE = 0.3
 """From here on (5 dB) a prediction is off: it is of first order, and errors this large are not small any more."""
 
-Key = tuple[int, str]
-"""Bits and granularity (``tensor`` or ``channel``)."""
+Key = tuple[int, Granularity]
+"""Bits and granularity."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,10 @@ class LayerSensitivity:
     entering: InputStatistics | None
     operations: int
     """Multiplications for one sample."""
-    output_sqnr: Mapping[str, float]
+    output_sqnr: Mapping[Granularity, float]
     """dB that the layer's own output keeps with its weights rounded to the first of the widths, by granularity."""
 
-    def damage(self, bits: int, granularity: str = "tensor", what: str = "weights") -> Damage:
+    def damage(self, bits: int, granularity: Granularity = "tensor", what: str = "weights") -> Damage:
         """The damage of rounding the weights, or of rounding what enters; all NaN where there is none."""
         return self.weights.get((bits, granularity), Damage()) if what == "weights" else self.inputs.get(bits, Damage())
 
@@ -157,7 +157,7 @@ class Sensitivity:
         """What damages are of: ``output`` or ``loss``."""
         return "loss" if self.loss else "output"
 
-    def damage(self, bits: int = 8, granularity: str = "tensor", what: str = "weights") -> dict[str, float]:
+    def damage(self, bits: int = 8, granularity: Granularity = "tensor", what: str = "weights") -> dict[str, float]:
         """The damage of each layer, by name: measured where it was, else predicted.
 
         Parameters
@@ -176,21 +176,23 @@ class Sensitivity:
         """
         return {layer.name: found.value for layer, found in self._figures(bits, granularity, what)}
 
-    def spread(self, bits: int = 8, granularity: str = "tensor", what: str = "weights") -> dict[str, float]:
+    def spread(self, bits: int = 8, granularity: Granularity = "tensor", what: str = "weights") -> dict[str, float]:
         """How sure each predicted damage is: the standard error of its logarithm; 0.1 is about 10 %."""
         return {layer.name: found.spread for layer, found in self._figures(bits, granularity, what)}
 
-    def predicted_total(self, bits: int = 8, granularity: str = "tensor", what: str = "weights") -> float:
+    def predicted_total(self, bits: int = 8, granularity: Granularity = "tensor", what: str = "weights") -> float:
         """The sum over layers, which is the damage of all of them to first order."""
         values = [found.predicted for _, found in self._figures(bits, granularity, what)]
         return float(np.nansum(values)) if any(map(isfinite, values)) else nan
 
-    def ranked(self, bits: int = 8, granularity: str = "tensor", what: str = "weights") -> list[LayerSensitivity]:
+    def ranked(
+        self, bits: int = 8, granularity: Granularity = "tensor", what: str = "weights"
+    ) -> list[LayerSensitivity]:
         """The layers, the most damaging first."""
         found = self._figures(bits, granularity, what)
         return [layer for layer, _ in sorted(found, key=lambda one: -np.nan_to_num(one[1].value, nan=-1.0))]
 
-    def _figures(self, bits: int, granularity: str, what: str) -> list[tuple[LayerSensitivity, Damage]]:
+    def _figures(self, bits: int, granularity: Granularity, what: str) -> list[tuple[LayerSensitivity, Damage]]:
         for argument, value, known in (
             ("bits", bits, self.bits),
             ("granularity", granularity, self.granularities),

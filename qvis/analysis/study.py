@@ -6,7 +6,7 @@ makes backward passes for the noise model (:mod:`qvis.noise`); *measure* rounds 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import nan
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from qvis.layers import FloatArray, Network, decibels
 from qvis.noise import (
     CACHE_BYTES,
     Estimate,
+    Granularity,
     Histogram,
     WeightGrid,
     WeightNoise,
@@ -155,7 +156,7 @@ class Study:
         self.noise: dict[str, WeightNoise] = {}
         self.differentiated = 0
         """Samples in all backward passes, counted each time."""
-        self._local: dict[tuple[str, str], FloatArray] = {}
+        self._local: dict[tuple[str, Granularity], FloatArray] = {}
 
     # -- calibrate ----------------------------------------------------------------------------------------------------
 
@@ -200,25 +201,32 @@ class Study:
             if known.low.size == rows.shape[1]:
                 known.see(rows)
 
-    def _compare(self, passage: Passage, granularity: str) -> None:
+    def _compare(self, passage: Passage, granularity: Granularity) -> None:
         if passage.changed is not None:
             noise = power(passage.changed.astype(np.float64) - passage.outputs)
             sums = self._local.setdefault((passage.layer, granularity), np.zeros(2))
             sums += (power(passage.outputs), noise)
 
-    def output_sqnr(self, name: str) -> dict[str, float]:
+    def output_sqnr(self, name: str) -> dict[Granularity, float]:
         """The dB that a layer's own output keeps when its weights are rounded to the first width, by granularity."""
         return {one: decibels(*map(float, sums)) for (layer, one), sums in self._local.items() if layer == name}
 
     # -- differentiate ------------------------------------------------------------------------------------------------
 
     def differentiate(
-        self, passes: Sequence[Batch], seed: int = 0, *, singly: bool = False, entering: bool = True
+        self,
+        passes: Sequence[Batch],
+        seed: int = 0,
+        *,
+        singly: bool = False,
+        entering: bool = True,
+        watch: Callable[[Gradient, int], None] | None = None,
     ) -> Outcome:
         """Make backward passes until the ranking of the layers has settled, or all are made.
 
         With ``singly`` the importance of each weight is kept, which takes as much memory as the weights; without
-        ``entering`` nothing is learned of what enters the layers, which saves time.
+        ``entering`` nothing is learned of what enters the layers, which saves time. ``watch`` is shown each gradient,
+        and of how many samples it is.
         """
         kept = self._kept()
         self.noise = {
@@ -242,6 +250,8 @@ class Study:
                 if gradient.layer not in self.noise:
                     continue
                 self.noise[gradient.layer].add(gradient.weight, batch.size)
+                if watch is not None:
+                    watch(gradient, batch.size)
                 known = self.entering.get(gradient.layer)
                 if known is not None and entering:
                     known.differentiate(gradient)

@@ -12,6 +12,7 @@ from qvis.analysis.damage import Draws, Key
 from qvis.equalization.offers import Offer
 from qvis.equalization.scales import PredictedDamage
 from qvis.layers import Analysis, FloatArray, Network, Skipped, decibels
+from qvis.noise import Granularity
 from qvis.running import Batch
 
 if TYPE_CHECKING:
@@ -73,12 +74,12 @@ class Verification:
     def _widths(self) -> tuple[Mapping[Key, Draws], Mapping[Key, Draws]]:
         return self.measure()
 
-    def gain_db(self, bits: int = 8, granularity: str = "tensor") -> float:
+    def gain_db(self, bits: int = 8, granularity: Granularity = "tensor") -> float:
         """How many dB of the output more are kept."""
         before, after = self.sqnr_db(bits, granularity)
         return after - before
 
-    def sqnr_db(self, bits: int = 8, granularity: str = "tensor") -> tuple[float, float]:
+    def sqnr_db(self, bits: int = 8, granularity: Granularity = "tensor") -> tuple[float, float]:
         """What is kept of the output before and after, in dB."""
         return decibels(1.0, self.before[bits, granularity].mean), decibels(1.0, self.after[bits, granularity].mean)
 
@@ -125,7 +126,7 @@ class Equalization:
     """``noise`` or ``square root``."""
     bits: int
     """What it was equalized for."""
-    granularity: str
+    granularity: Granularity
     """``tensor`` or ``channel``."""
     activations: bool = False
     """Whether it was judged with activations rounded too."""

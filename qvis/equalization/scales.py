@@ -27,6 +27,7 @@ from qvis.equalization.square_root import square_root_scales
 from qvis.equalization.terms import InputTerm, LayerTerm, check_terms
 from qvis.errors import BadArgumentError, QvisError
 from qvis.layers import FloatArray
+from qvis.noise import Granularity
 
 LIMIT = 2.0**10
 """No scale lies beyond this or its inverse."""
@@ -73,7 +74,7 @@ def optimal_scales(
     layers: Sequence[LayerTerm],
     inputs: Sequence[InputTerm],
     bits: int,
-    granularity: str,
+    granularity: Granularity,
     *,
     input_bits: int | None = None,
     limit: float = LIMIT,
@@ -135,7 +136,7 @@ def assess_scales(
     layers: Sequence[LayerTerm],
     inputs: Sequence[InputTerm],
     bits: int,
-    granularity: str,
+    granularity: Granularity,
     *,
     input_bits: int | None = None,
 ) -> Scales:
@@ -149,7 +150,7 @@ def formulate(
     layers: Sequence[LayerTerm],
     inputs: Sequence[InputTerm],
     bits: int,
-    granularity: str,
+    granularity: Granularity,
     input_bits: int | None = None,
 ) -> Program:
     """The geometric program; the arguments are those of :func:`optimal_scales`."""

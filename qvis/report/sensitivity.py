@@ -11,7 +11,7 @@ from qvis.analysis.calibration import METHODS, Candidate, candidates, coarse
 from qvis.analysis.damage import Damage, Draws, LayerSensitivity, Sensitivity
 from qvis.excluding import TITLES, TOOLS, find_setting
 from qvis.layers import Analysis, FloatArray, LayerAnalysis, Thresholds, decibels
-from qvis.noise import Histogram
+from qvis.noise import Granularity, Histogram
 from qvis.words import count, is_are, listed_names, percent, visible
 
 BARS = 64
@@ -129,7 +129,7 @@ def summarize_exclusions(analysis: Analysis) -> list[Document]:
     return [one for one in found if one["tool"] != "nncf"]
 
 
-def _figures(result: LayerSensitivity, known: Sensitivity, granularity: str) -> Document:
+def _figures(result: LayerSensitivity, known: Sensitivity, granularity: Granularity) -> Document:
     return _columns([result.damage(bits, granularity) for bits in known.bits])
 
 
