@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from qvis.report.cells import is_changes
 from qvis.report.document import Document
-from qvis.report.html import environment, read_widget
+from qvis.report.frame import environment, read_widget
 from qvis.report.report import MARKS, make_folder, refuse_foreign, write_all
 from qvis.version import __version__
 

@@ -1,5 +1,5 @@
 // Everything is in place: show the layer that the address names, or the worst.
-tools.showTheme();
+frame.showTheme();
 $("[data-test=filter]")?.value && table.filter();
 addEventListener("hashchange", () => { const i = detail.fromHash(); if (i >= 0) detail.select(i, {scroll: true}); });
 const wanted = detail.fromHash();
@@ -9,9 +9,4 @@ if (data.layers.length) {
   else if (!narrow.matches) drawing = detail.select(+table.visible()[0].dataset.i, {quiet: true});
   else detail.close();
 }
-// ready: all words and tables stand, and everything answers; drawn: the figures stand there as well
-root.dataset.ready = Math.round(performance.now());
-await drawing;
-root.dataset.drawn = Math.round(performance.now());
-$("[data-test=ready]").textContent = `Ready in ${root.dataset.ready} ms${drawing ? `, figures in ${root.dataset.drawn} ms` : ""}.`;
-setTimeout(() => root.classList.add("all"));
+await frame.start(drawing);

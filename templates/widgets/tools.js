@@ -1,27 +1,7 @@
-// Theme, downloads, copying, and the keyboard.
+// Downloads, copying, and the keyboard.
 const tools = (() => {
-  const toast = $(".toast");
-  let timer;
-  function say(text) {
-    toast.textContent = text; toast.hidden = false;
-    clearTimeout(timer); timer = setTimeout(() => { toast.hidden = true; }, 2000);
-  }
-
-  function save(extension, type, text) {
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([text], {type}));
-    link.download = `${data.report.kind}.${extension}`;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-  }
-
-  async function copy(text, said = "Copied as Markdown") {
-    try { await navigator.clipboard.writeText(text); } catch {         // a file:// page may not use the clipboard
-      const area = document.body.appendChild(document.createElement("textarea"));
-      area.value = text; area.select(); document.execCommand("copy"); area.remove();
-    }
-    say(said);
-  }
+  const {actions, escape} = frame;
+  const save = (extension, text, type) => frame.save(`${data.report.kind}.${extension}`, text, type);
 
   const FIELDS = ["noise_share", "noise_share_channel", "sqnr_tensor_db", "sqnr_channel_db", "largest_relative_range", "median_levels"];
   const FLAGS = ["outliers", "starved", "near_dead", "dead", "nonfinite"];
@@ -54,17 +34,9 @@ const tools = (() => {
     return {...data.report, layers};
   }
 
-  // A cell that begins like a formula must stay text in a spreadsheet.
-  const guard = (value) => typeof value === "string" && /^[=+\-@\t\r]/.test(value) ? `'${value}` : value ?? "";
-  const quote = (value) => /[",\n\r]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : value;
-  const escape = (text) => words.visible(String(text)).replace(/[|\\`*_<>[\]~#&]/g, "\\$&").replace(/[\r\n]+/g, " ");
-
-  const actions = {
-    csv() {
-      const rows = records();
-      save("csv", "text/csv", [Object.keys(rows[0] ?? {}), ...rows.map(Object.values)].map((row) => row.map((value) => quote(guard(value))).join(",")).join("\r\n") + "\r\n");
-    },
-    async json() { await data.loaded; save("json", "application/json", JSON.stringify(whole(), null, 1)); },
+  Object.assign(actions, {
+    csv() { save("csv", frame.csv(records()), "text/csv"); },
+    async json() { await data.loaded; save("json", JSON.stringify(whole(), null, 1), "application/json"); },
     markdown() {
       const shown = new Set(table.visible().map((row) => +row.dataset.i));
       const all = [...data.layers.entries()].filter(([i]) => shown.has(i)).map(([, layer]) => layer).sort((a, b) => a.rank - b.rank);
@@ -72,30 +44,15 @@ const tools = (() => {
       const ran = data.report.sensitivity;
       const head = ran ? ["damage", "per channel", "of inputs"] : data.changes ? ["noise before", "noise after"] : ["rounding noise"];
       const lines = all.slice(0, 50).map((layer) => [layer.rank, escape(layer.name), escape(layer.op), layer.severity, ...(ran ? [damages(layer).damage, damages(layer).damage_channel, damages(layer).damage_inputs] : data.series.map((name) => data.of(layer, name).noise_share)).map(cell)]);
-      const rule = ["--:", "---", "---", "---", ...head.map(() => "--:")];
-      copy([`**${escape(data.report.verdict.text)}**`, "", ...[["#", "layer", "op", "severity", ...head], rule, ...lines].map((row) => `| ${row.join(" | ")} |`),
+      frame.copy([`**${escape(data.report.verdict.text)}**`, "", ...frame.markdown([["#", true], ["layer"], ["op"], ["severity"], ...head.map((title) => [title, true])], lines),
         ...(all.length > 50 ? ["", `and ${all.length - 50} more layers`] : [])].join("\n"));
     },
-    theme() {
-      const order = ["auto", "light", "dark"];
-      root.dataset.theme = order[(order.indexOf(root.dataset.theme) + 1) % 3];
-      try { localStorage.setItem("qvis-theme", root.dataset.theme); } catch { /* a file:// page may have no storage */ }
-      showTheme();
-    },
-    help() { $("dialog").showModal(); },
     clear() { table.clear(); table.search.focus(); },
     next() { detail.move(1); },
     previous() { detail.move(-1); },
-  };
+  });
 
-  function showTheme() {
-    const button = $("[data-action=theme]"), theme = root.dataset.theme;
-    button.lastElementChild.textContent = theme[0].toUpperCase() + theme.slice(1);
-    button.setAttribute("aria-label", `Colour theme: ${theme}`);
-    figures.paint();
-  }
-
-  document.addEventListener("click", (event) => { const button = event.target.closest("[data-action]"); if (button) actions[button.dataset.action](); });
+  frame.painters.push(() => figures.paint());
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || $("dialog").open) return;
     if (event.target === table.search) {
@@ -106,15 +63,12 @@ const tools = (() => {
     if (event.key === "j") actions.next();
     else if (event.key === "k") actions.previous();
     else if (event.key === "/" && table.search) { event.preventDefault(); table.search.focus(); }
-    else if (event.key === "?") actions.help();
-    else if (event.key === "t") actions.theme();
     else if (event.key === "p" && table.problems) { table.problems.checked = !table.problems.checked; table.filter(); }
     else if (event.key === "Escape" && table.search) table.clear();
   });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showTheme);
 
   let before;                                                          // the theme to return to after printing
   addEventListener("beforeprint", () => { root.classList.add("all"); before = root.dataset.theme; root.dataset.theme = "light"; detail.place(); figures.paint(); figures.repaint(); });
   addEventListener("afterprint", () => { root.dataset.theme = before; before = undefined; detail.place(); figures.paint(); });
-  return {showTheme, copy, printing: () => before !== undefined};
+  return {printing: () => before !== undefined};
 })();
