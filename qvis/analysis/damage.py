@@ -60,6 +60,31 @@ class Draws(NamedTuple):
     """Standard deviation of the draws in dB; they differ in their samples as well."""
 
 
+class Gain(NamedTuple):
+    """How many dB of the output more one way to round keeps than another, the mean over draws of the rounding."""
+
+    db: float
+    error: float
+    """The standard error of it."""
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it is more than chance might bring, either way."""
+        return abs(self.db) > 2 * self.error
+
+    @property
+    def is_real(self) -> bool:
+        """Whether it is a gain, and not by chance."""
+        return self.is_clear and self.db > 0
+
+    @classmethod
+    def of(cls, before: FloatArray, after: FloatArray) -> Gain:
+        """Of the damages in the same draws, (draws,)."""
+        tiny = np.finfo(float).tiny
+        gains = 10 * (np.log10(np.maximum(before, tiny)) - np.log10(np.maximum(after, tiny)))
+        return cls(float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains))))
+
+
 @dataclass(frozen=True)
 class InputStatistics:
     """What enters a layer. Arrays are of one value for each input channel."""

@@ -52,6 +52,9 @@ class Change(NamedTuple):
     """The grids of what enters layers."""
 
 
+_NOTHING = Change()
+
+
 class Draw(NamedTuple):
     """One draw of the rounding."""
 
@@ -221,12 +224,14 @@ class Study:
         singly: bool = False,
         entering: bool = True,
         watch: Callable[[Gradient, int], None] | None = None,
+        classes: bool = False,
     ) -> Outcome:
         """Make backward passes until the ranking of the layers has settled, or all are made.
 
         With ``singly`` the importance of each weight is kept, which takes as much memory as the weights; without
         ``entering`` nothing is learned of what enters the layers, which saves time. ``watch`` is shown each gradient,
-        and of how many samples it is.
+        and of how many samples it is. With ``classes`` the damage is not that of the outputs but of the classes that
+        they stand for, see :func:`class_probe`.
         """
         kept = self._kept()
         self.noise = {
@@ -238,6 +243,8 @@ class Study:
         factors = np.where(used, 1 / np.sqrt(np.where(used, self.power, 1) * np.count_nonzero(used)), 0)
 
         def probe(outputs: Sequence[FloatArray]) -> list[FloatArray]:
+            if classes:
+                return [class_probe(outputs[0], generator), *map(np.zeros_like, outputs[1:])]
             return [
                 (generator.standard_normal(one.shape) * factor).astype(np.float32)
                 for one, factor in zip(outputs, factors, strict=True)
@@ -349,13 +356,19 @@ class Study:
         self, batch: Batch, exact: Sequence[FloatArray], change: Change, stretch: Mapping[str, float] | None = None
     ) -> float:
         """The noise that a change brings to the outputs of a batch, relative to a sample's mean output power."""
+        return self.relative_noise(self.run(batch, change, stretch), exact)
+
+    def run(
+        self, batch: Batch, change: Change = _NOTHING, stretch: Mapping[str, float] | None = None
+    ) -> list[FloatArray]:
+        """The outputs for a batch with something rounded, on steps that are larger by a factor for each layer."""
         stretch = stretch or {}
         weights = {
             name: round_weight(self.weights[name], grid, stretch.get(name, 1.0))
             for name, grid in change.weights.items()
         }
         inputs = {name: stretched(grid, stretch.get(name, 1.0)) for name, grid in change.inputs.items()}
-        return self.relative_noise(self.runner.run(batch, weights=weights, grids=inputs), exact)
+        return self.runner.run(batch, weights=weights, grids=inputs)
 
     def relative_noise(self, outputs: Sequence[FloatArray], exact: Sequence[FloatArray]) -> float:
         """How far outputs are from the exact ones, relative to a sample's mean output power; the sum over samples."""
@@ -363,6 +376,23 @@ class Study:
         moved = np.array([power(a.astype(np.float64) - b) for a, b in zip(outputs, exact, strict=True)])
         used = self.power > 0
         return float((moved[used] / self.power[used]).mean())
+
+
+def class_probe(scores: FloatArray, generator: np.random.Generator) -> FloatArray:
+    """What to multiply scores (samples, classes) with, so that the derivative is that of the likelihood of a class.
+
+    The class is drawn at random by the scores themselves, as logits or, where they are shares already, as these. The
+    mean square of the derivative along a change is then twice the Kullback-Leibler divergence that it brings (the
+    Fisher information; Martens, arXiv 1412.1193, section 5): samples that could go either way count most.
+    """
+    scores = scores.astype(np.float64)
+    shares = bool(np.all(scores >= 0)) and bool(np.allclose(scores.sum(axis=1), 1, atol=1e-3))
+    likely = scores if shares else np.exp(scores - scores.max(axis=1, keepdims=True))
+    likely = likely / likely.sum(axis=1, keepdims=True)
+    drawn = (likely.cumsum(axis=1) > generator.random((len(likely), 1))).argmax(axis=1)
+    chosen = np.eye(likely.shape[1])[drawn]
+    found: FloatArray = (chosen / np.maximum(likely, 1e-6) if shares else chosen - likely).astype(np.float32)
+    return found
 
 
 def stretched(grid: Grid, by: float) -> Grid:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qvis import adapters
-from qvis.analysis.damage import Draws, Key
+from qvis.analysis.damage import Draws, Gain, Key
 from qvis.analysis.study import Change, Draw, Study, average
 from qvis.layers import FloatArray, Network
 from qvis.noise import WeightGrid
@@ -28,31 +28,6 @@ class Trial(NamedTuple):
     study: Study
     notes: tuple[str, ...]
     """What else is other in it."""
-
-
-class Gain(NamedTuple):
-    """How many dB of the output more one model keeps than another, the mean over draws of the rounding."""
-
-    db: float
-    error: float
-    """The standard error of it."""
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether it is more than chance might bring, either way."""
-        return abs(self.db) > 2 * self.error
-
-    @property
-    def is_real(self) -> bool:
-        """Whether it is a gain, and not by chance."""
-        return self.is_clear and self.db > 0
-
-    @classmethod
-    def of(cls, before: FloatArray, after: FloatArray) -> Gain:
-        """Of the damages in the same draws, (draws,)."""
-        tiny = np.finfo(float).tiny
-        gains = 10 * (np.log10(np.maximum(before, tiny)) - np.log10(np.maximum(after, tiny)))
-        return cls(float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains))))
 
 
 class Trials:

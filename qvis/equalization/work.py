@@ -11,7 +11,7 @@ import numpy as np
 
 from qvis import adapters
 from qvis.analysis import analyze_network
-from qvis.analysis.damage import UNRELIABLE, Draws, Key
+from qvis.analysis.damage import UNRELIABLE, Draws, Gain, Key
 from qvis.analysis.preparing import Opened, Ready, place, prepare, spread_passes
 from qvis.analysis.study import Study, average
 from qvis.data import split
@@ -21,7 +21,7 @@ from qvis.equalization.result import KEPT, Equalization, Pair, Step, Verificatio
 from qvis.equalization.scales import Scales, assess_scales, optimal_scales, power_of_two
 from qvis.equalization.sites import Sites, find_sites, scaled
 from qvis.equalization.square_root import square_root_scales
-from qvis.equalization.trials import ROUNDS, Gain, Trial, Trials
+from qvis.equalization.trials import ROUNDS, Trial, Trials
 from qvis.equalization.weighing import weigh_inputs, weigh_layers
 from qvis.errors import BadArgumentError, NoGraphError
 from qvis.layers import FloatArray, Graph, Network, Node

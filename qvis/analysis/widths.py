@@ -1,0 +1,203 @@
+"""The records that say which width each layer of a model should have, and what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import isfinite, nan
+from typing import NamedTuple
+
+import numpy as np
+
+from qvis.analysis.damage import Draws
+from qvis.errors import BadArgumentError
+from qvis.layers import FloatArray, Network, Skipped, decibels
+from qvis.noise import Granularity, WeightGrid
+from qvis.quantization.grids import SCALE_BITS
+
+FLOAT_BYTES = 4
+"""Of a number that is not rounded."""
+
+
+class Option(NamedTuple):
+    """A layer on one of the grids that were looked at."""
+
+    grid: WeightGrid
+    bytes: int
+    """What its weights take; see :func:`stored_bytes`."""
+    damage: float
+    """What rounding this layer alone does to the output, predicted; the sum over layers is that of all of them."""
+    spread: float
+    """How sure that is: the standard error of its logarithm."""
+
+
+@dataclass(frozen=True)
+class LayerWidths:
+    """What each width would cost one layer."""
+
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    weights: int
+    options: tuple[Option, ...]
+    """Every width at every granularity that was looked at."""
+
+    def option(self, bits: int, granularity: Granularity = "channel") -> Option:
+        """One of the options.
+
+        Raises
+        ------
+        BadArgumentError
+            This one was not looked at.
+        """
+        found = next((one for one in self.options if one.grid == WeightGrid(bits, granularity)), None)
+        if found is None:
+            known = ", ".join(f"{one.grid.bits} {one.grid.granularity!r}" for one in self.options)
+            raise BadArgumentError(f"bits, granularity: got {bits!r}, {granularity!r}, expected one of {known}")
+        return found
+
+
+class Accuracy(NamedTuple):
+    """How many answers are right, from 0 to 1; the mean over draws of the rounding."""
+
+    share: float
+    error: float
+    """Standard error of the difference to the model that is not rounded, or to what it is compared with."""
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A width for each layer, and what it costs."""
+
+    grids: Mapping[str, WeightGrid] = field(repr=False)
+    """By the name of the layer."""
+    bytes: int
+    """What all these weights take."""
+    average_bits: float
+    """Of a weight, the scales not counted."""
+    predicted: float = nan
+    """Damage of all layers together, by the noise model; NaN where it was not predicted."""
+    measured: Draws | None = None
+    """The same measured, the mean over draws of the rounding; None where it was not."""
+    accuracy: Accuracy | None = None
+    """None without labels, or where it was not measured."""
+
+    @property
+    def predicted_db(self) -> float:
+        """What the output should keep, in dB."""
+        return decibels(1.0, self.predicted)
+
+    @property
+    def measured_db(self) -> float:
+        """What the output keeps, in dB; NaN where it was not measured."""
+        return nan if self.measured is None else decibels(1.0, self.measured.mean)
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a run with rounded weights showed of the chosen widths, beside one width for all layers at equal size."""
+
+    sqnr_db: float
+    """What the output keeps; the mean over draws of the rounding."""
+    spread_db: float
+    """Standard deviation of the draws."""
+    uniform_db: float
+    """What it keeps with one width for all layers that takes as many bytes: where that is between two widths, their dB
+    are interpolated by size. NaN where the chosen mix is smaller than the narrowest width, or larger than the widest.
+    """
+    accuracy: Accuracy | None = None
+    """How many answers are right; its error is that of the difference to :attr:`uniform_accuracy`."""
+    uniform_accuracy: float = nan
+    """The same with one width for all, interpolated likewise."""
+    float_accuracy: float = nan
+    """The same with nothing rounded."""
+    answers: int = 0
+    """How many answers the accuracies rest on."""
+
+    @property
+    def gain_db(self) -> float:
+        """How many dB the mix keeps more than one width for all."""
+        return self.sqnr_db - self.uniform_db
+
+
+@dataclass(frozen=True)
+class BitWidths:
+    """A width for each layer of a model; made by :func:`qvis.bit_widths`."""
+
+    name: str
+    framework: str
+    layers: tuple[LayerWidths, ...]
+    """In the model's own order, with what every width would cost."""
+    chosen: Mix
+    """The widths that were chosen."""
+    verified: Verified
+    """What a run showed of them."""
+    frontier: tuple[Mix, ...]
+    """The best mixes for other sizes, from the smallest to the largest; some of them measured."""
+    uniform: tuple[Mix, ...]
+    """One width for all layers, from the narrowest to the widest, measured."""
+    asked: str
+    """What was asked for, in words: ``5 bits on average``."""
+    granularities: tuple[Granularity, ...]
+    """What may share a step; :attr:`uniform` has the first."""
+    corrected: tuple[str, ...] = ()
+    """What became of the attempts to win back accuracy, where it did not follow; empty where it did."""
+    rest_bytes: int = 0
+    """What the numbers take that are not rounded, at :data:`FLOAT_BYTES` each: biases, and layers left out."""
+    samples: int = 0
+    source: str = ""
+    """What it rests on: ``64 samples``, ``made-up inputs``."""
+    notes: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    """Layers that stay in float, and why."""
+    network: Network | None = field(default=None, repr=False, compare=False)
+    """The layers as they were judged, with normalizations folded in."""
+
+    @cached_property
+    def bits(self) -> dict[str, int]:
+        """The chosen width of each layer, by name."""
+        return {name: grid.bits for name, grid in self.chosen.grids.items()}
+
+    @property
+    def predicted(self) -> float:
+        """What the output should keep with the chosen widths by the noise model, in dB."""
+        return self.chosen.predicted_db
+
+    @property
+    def bytes(self) -> int:
+        """What the whole model takes with the chosen widths."""
+        return self.chosen.bytes + self.rest_bytes
+
+    @cached_property
+    def by_name(self) -> dict[str, LayerWidths]:
+        """Each layer by its name."""
+        return {layer.name: layer for layer in self.layers}
+
+    @property
+    def verdict(self) -> str:
+        """What was chosen and what it brings, in one sentence."""
+        found = self.verified
+        text = f"At {self.chosen.average_bits:.2f} bits on average the output keeps {found.sqnr_db:.1f} dB"
+        if isfinite(found.uniform_db):
+            text += f", {abs(found.gain_db):.1f} dB {'more' if found.gain_db >= 0 else 'less'} than with one width for"
+            text += " all layers at equal size"
+        if found.accuracy is not None:
+            text += f"; {found.accuracy.share:.1%} of the answers are right, {found.float_accuracy:.1%} in float"
+        return text + "."
+
+    def __repr__(self) -> str:
+        return f"<bit widths of {self.name}, {self.source}, {self.asked}: {self.verdict}>"
+
+
+def stored_bytes(channels: int, elements: int, grid: WeightGrid) -> int:
+    """What a layer's codes and scales take, packed without gaps, as :attr:`qvis.quantization.grids.Fitted.bytes`."""
+    groups = 1 if isinstance(grid.granularity, str) else -(-elements // grid.granularity)
+    scales = 1 if grid.granularity == "tensor" else channels * groups
+    return -(-(channels * elements * grid.bits + scales * SCALE_BITS) // 8)
+
+
+def interpolate(at: float, sizes: FloatArray, values: FloatArray) -> float:
+    """The value at a size between others, (points,), linear; NaN outside of them."""
+    order = np.argsort(sizes)
+    return float(np.interp(at, sizes[order], values[order], left=nan, right=nan))
