@@ -320,13 +320,17 @@ class Study:
         return [float(one) for one in noise / self.samples]
 
     def measure_draws(self, changes: Sequence[Change], seed: int = 0) -> list[Draws]:
-        """The damage of each change, as the mean over several draws of the rounding.
+        """The damage of each change, as the mean over several draws of the rounding; see :meth:`measure_each`."""
+        draws = self.draws(seed)
+        return [average(noises, draws) for noises in self.measure_each(changes, draws)]
+
+    def measure_each(self, changes: Sequence[Change], draws: Sequence[Draw]) -> FloatArray:
+        """The damage of each change in each draw of the rounding, for the mean sample, (changes, draws).
 
         How errors add up in one rounding is an accident: a step that is 1 % larger gives others. So each draw makes the
         step of every layer larger by a random share of up to :data:`STRETCH`. Each has a part of the samples of its
         own, as far as they go round, so that all draws together cost no more than one over all samples.
         """
-        draws = self.draws(seed)
         found = np.zeros((len(changes), len(draws)))
         steps = [(draw, change) for draw in range(len(draws)) for change in range(-1, len(changes))]
         exact: list[FloatArray] = []
@@ -335,7 +339,7 @@ class Study:
                 exact = self.runner.run(draws[draw].batch)
             else:
                 found[index, draw] = self.noise_of(changes[index], draws[draw], exact)
-        return [average(noises, draws) for noises in found]
+        return found
 
     def noise_of(self, change: Change, draw: Draw, exact: Sequence[FloatArray]) -> float:
         """The damage of a change in one draw, for the mean sample; ``exact`` are the outputs with nothing rounded."""

@@ -25,7 +25,7 @@ class Option(NamedTuple):
 
     grid: WeightGrid
     bytes: int
-    """What its weights take; see :func:`stored_bytes`."""
+    """What its weights take; see :meth:`LayerWidths.stored_bytes`."""
     damage: float
     """What rounding this layer alone does to the output, predicted; the sum over layers is that of all of them."""
     spread: float
@@ -39,9 +39,26 @@ class LayerWidths:
     name: str
     op: str
     shape: tuple[int, ...]
-    weights: int
+    channels: int
+    elements: int
+    """Weights in each channel."""
     options: tuple[Option, ...]
     """Every width at every granularity that was looked at."""
+
+    @property
+    def weights(self) -> int:
+        """How many weights it has."""
+        return self.channels * self.elements
+
+    def stored_bits(self, grid: WeightGrid) -> int:
+        """What its codes and scales take on a grid, packed without gaps."""
+        groups = 1 if isinstance(grid.granularity, str) else -(-self.elements // grid.granularity)
+        scales = 1 if grid.granularity == "tensor" else self.channels * groups
+        return self.weights * grid.bits + scales * SCALE_BITS
+
+    def stored_bytes(self, grid: WeightGrid) -> int:
+        """The same in whole bytes, as :attr:`qvis.quantization.grids.Fitted.bytes` has it."""
+        return -(-self.stored_bits(grid) // 8)
 
     def option(self, bits: int, granularity: Granularity = "channel") -> Option:
         """One of the options.
@@ -188,13 +205,6 @@ class BitWidths:
 
     def __repr__(self) -> str:
         return f"<bit widths of {self.name}, {self.source}, {self.asked}: {self.verdict}>"
-
-
-def stored_bytes(channels: int, elements: int, grid: WeightGrid) -> int:
-    """What a layer's codes and scales take, packed without gaps, as :attr:`qvis.quantization.grids.Fitted.bytes`."""
-    groups = 1 if isinstance(grid.granularity, str) else -(-elements // grid.granularity)
-    scales = 1 if grid.granularity == "tensor" else channels * groups
-    return -(-(channels * elements * grid.bits + scales * SCALE_BITS) // 8)
 
 
 def interpolate(at: float, sizes: FloatArray, values: FloatArray) -> float:

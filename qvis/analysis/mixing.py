@@ -1,0 +1,153 @@
+"""Mixes widths: the best ones for a limit, what they are predicted to cost, and what they cost when it is tried."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from qvis.analysis.assignment import Frontier, choose
+from qvis.analysis.damage import Gain
+from qvis.analysis.study import Change, Study, average
+from qvis.analysis.widths import LayerWidths, Mix
+from qvis.errors import BadArgumentError
+from qvis.layers import FloatArray, IntArray
+from qvis.noise import Granularity, WeightGrid
+
+
+class Mixer:
+    """The options of all layers, and mixes of them.
+
+    Damages add up to first order only, and what a prediction leaves out is much the same for all mixes: so predictions
+    are corrected by what was measured with one width for all layers, see :meth:`measure_uniform`.
+    """
+
+    def __init__(
+        self, study: Study, layers: Sequence[LayerWidths], granularities: Sequence[Granularity], seed: int = 0
+    ) -> None:
+        self.study = study
+        self.layers = layers
+        self.granularities = tuple(granularities)
+        self.first = self.granularities[0]
+        self.options = [[one for one in layer.options if one.grid.granularity in granularities] for layer in layers]
+        self.damages: list[FloatArray] = [np.array([one.damage for one in own]) for own in self.options]
+        self.bytes: list[FloatArray] = [np.array([one.bytes for one in own], dtype=np.float64) for own in self.options]
+        self.weights = sum(layer.weights for layer in layers)
+        self.uniform: tuple[Mix, ...] = ()
+        """One width for all layers, measured, from the narrowest to the widest."""
+        self._draws = study.draws(seed)
+        self._measured: dict[tuple[WeightGrid, ...], FloatArray] = {}
+        self._known: tuple[FloatArray, FloatArray] = (np.zeros(0), np.zeros(0))
+
+    # -- mixes --------------------------------------------------------------------------------------------------------
+
+    def mix(self, chosen: IntArray) -> Mix:
+        """The options at these places, (layers,)."""
+        picked = [own[at] for own, at in zip(self.options, chosen, strict=True)]
+        made = self._made([one.grid for one in picked])
+        return replace(made, predicted=self._correct(sum(one.damage for one in picked)))
+
+    def _made(self, grids: Sequence[WeightGrid]) -> Mix:
+        pairs = list(zip(self.layers, grids, strict=True))
+        codes = sum(layer.weights * grid.bits for layer, grid in pairs)
+        sizes = sum(layer.stored_bytes(grid) for layer, grid in pairs)
+        return Mix({layer.name: grid for layer, grid in pairs}, sizes, codes / self.weights)
+
+    def measure_uniform(self, widths: Sequence[int]) -> None:
+        """Try one width for all layers, and learn from it how far predictions are off."""
+        made = [self._made([WeightGrid(width, self.first)] * len(self.layers)) for width in sorted(widths)]
+        measured = self.measure(made)
+        raw = [self._raw(mix) for mix in measured]
+        both = [(a, one.measured.mean) for a, one in zip(raw, measured, strict=True) if a and one.measured]
+        both = sorted((a, b) for a, b in both if b > 0)
+        if both:
+            a, b = np.log(np.array(both)).T
+            self._known = a, np.maximum.accumulate(b)
+        self.uniform = tuple(
+            replace(mix, predicted=self._correct(a)) if a else mix for mix, a in zip(measured, raw, strict=True)
+        )
+
+    def _raw(self, mix: Mix) -> float:
+        """The damage of a mix as the sum over layers; 0 where it was not predicted."""
+        found = 0.0
+        for layer in self.layers:
+            option = next((one for one in layer.options if one.grid == mix.grids[layer.name]), None)
+            if option is None:
+                return 0.0
+            found += option.damage
+        return found
+
+    def _correct(self, raw: float) -> float:
+        """What a predicted sum means, by what such sums meant with one width for all."""
+        sums, means = self._known
+        if not sums.size or not raw > 0:
+            return raw
+        at = np.log(raw)
+        # beyond the ends the nearest of them is off by as much
+        return float(np.exp(np.interp(at, sums, means) + at - np.clip(at, sums[0], sums[-1])))
+
+    def _uncorrect(self, damage: float) -> float:
+        """The predicted sum that means this damage."""
+        sums, means = self._known
+        if not sums.size:
+            return damage
+        at = np.log(damage)
+        return float(np.exp(np.interp(at, means, sums) + at - np.clip(at, means[0], means[-1])))
+
+    # -- the best -----------------------------------------------------------------------------------------------------
+
+    def frontier(self, most: int) -> list[Mix]:
+        """The best mixes of all sizes, from the smallest to the largest; so many at most, evenly spread over sizes."""
+        found = Frontier(self.damages, self.bytes)
+        ends = np.linspace(found.weights[0], found.weights[-1], most)
+        corners = sorted({int(np.abs(found.weights - end).argmin()) for end in ends})
+        return [self.mix(found.at(corner)) for corner in corners]
+
+    def within_bits(self, average: float, damages: Sequence[FloatArray] | None = None) -> Mix:
+        """The least damage with so many bits for each weight, and the scales that one width for all would take."""
+        bits = [
+            np.array([layer.stored_bits(one.grid) for one in own], dtype=np.float64)
+            for layer, own in zip(self.layers, self.options, strict=True)
+        ]
+        scales = sum(layer.stored_bits(WeightGrid(0, self.first)) for layer in self.layers)
+        least = min(one.grid.bits for own in self.options for one in own)
+        if average < least:
+            raise BadArgumentError(f"average_bits: got {average:g}, expected at least {least}, the least of bits")
+        return self.mix(choose(damages or self.damages, bits, average * self.weights + scales))
+
+    def within_bytes(self, most: float, damages: Sequence[FloatArray] | None = None) -> Mix:
+        """The least damage with so many bytes."""
+        return self.mix(choose(damages or self.damages, self.bytes, most))
+
+    def within_damage(self, most: float) -> Mix:
+        """The smallest of those that are predicted to do no more damage."""
+        return self.mix(choose(self.bytes, self.damages, self._uncorrect(most)))
+
+    def least(self) -> Mix:
+        """The mix of least damage, whatever its size."""
+        return self.mix(np.array([int(own.argmin()) for own in self.damages]))
+
+    def select(self, damages: FloatArray) -> list[FloatArray]:
+        """Of other damages (layers, grids) those of the options, in the order of :attr:`damages`."""
+        kept = [[one.grid.granularity in self.granularities for one in layer.options] for layer in self.layers]
+        return [own[which] for own, which in zip(damages, kept, strict=True)]
+
+    # -- tried --------------------------------------------------------------------------------------------------------
+
+    def measure(self, mixes: Sequence[Mix]) -> list[Mix]:
+        """The mixes with their damage measured, as the mean over draws of the rounding."""
+        keys = [tuple(mix.grids.values()) for mix in mixes]
+        new = {key: mix for key, mix in zip(keys, mixes, strict=True) if key not in self._measured}
+        if new:
+            found = self.study.measure_each([Change(mix.grids) for mix in new.values()], self._draws)
+            self._measured |= dict(zip(new, found, strict=True))
+        return [
+            replace(mix, measured=average(self._measured[key], self._draws))
+            for key, mix in zip(keys, mixes, strict=True)
+        ]
+
+    def gain(self, before: Mix, after: Mix) -> Gain:
+        """How many dB more one mix keeps than another, in the same draws."""
+        first, second = (self._measured[tuple(mix.grids.values())] for mix in (before, after))
+        return Gain.of(first, second)
