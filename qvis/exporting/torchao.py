@@ -30,8 +30,8 @@ _AFTER = """\
 quantize_(model, FqnToConfig(widths), filter_fn=None)
 """
 _HINTS = (
-    "torchao also uses the code -2^(bits-1), so that its step is smaller by a factor of 1 - 1/2^(bits-1) where the "
-    "largest weight of a channel or group is negative, and the same elsewhere; nothing is clipped",
+    "torchao also uses the code -2^(bits-1), so that its step is smaller, by up to 1/2^(bits-1) of it, where the "
+    "weight of largest size in a channel or group is negative, and the same elsewhere; nothing is clipped",
     "needs a torchao that has FqnToConfig; older ones call it ModuleFqnToConfig",
 )
 
@@ -64,8 +64,11 @@ def _obstacle(network: Network, layer: Layer, bits: int, granularity: Granularit
         return f"torchao rounds {' and '.join(_OPS)} to single widths, and this is {layer.op}; it stays in float"
     if bits > _MOST_BITS:
         return f"torchao rounds to {_MOST_BITS} bits at most, and {bits} were chosen; it stays in float"
-    if isinstance(granularity, int) and layer.shape[-1] % granularity:
-        return f"torchao wants rows that groups of {granularity} divide, and these have {layer.shape[-1]} weights"
+    row = layer.shape[-1]
+    if isinstance(granularity, int) and row % granularity:
+        return (
+            f"torchao wants rows that groups of {granularity} divide, and these have {row} weights; it stays in float"
+        )
     if layer.name.startswith("re:") or layer.name == "_default":
         return "torchao would take its name for a pattern; rename the module"
     parent, _, last = layer.name.rpartition(".")
