@@ -71,8 +71,8 @@ def export_widths(
     format
         A key of :data:`FORMATS`.
     sizes
-        Bytes of layers, for ``json`` and ``csv``; by default those of packed codes with 16 bits for each scale, and of
-        the stored type for layers in float.
+        Bytes of layers, for ``json`` and ``csv``; by default those of packed codes with 16 bits for each scale, and
+        four for each weight in float.
 
     Returns
     -------

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from qvis.analysis.widths import FLOAT_BYTES, stored_bytes
 from qvis.errors import BadArgumentError, UnknownLayerError, suggest
 from qvis.layers import FloatArray, Layer, Network
-from qvis.noise import Granularity, WeightGrid, weight_step
-from qvis.quantization.grids import SCALE_BITS
+from qvis.noise import WeightGrid, weight_step
 
 MOST_BITS = 16
 
@@ -57,16 +57,12 @@ class Widths:
         return [layer for layer in self.network.layers if layer.name not in self.grids]
 
     def bytes(self, layer: Layer) -> int:
-        """What a layer takes: its codes packed without gaps, and 16 bits for each scale; in float, as it is stored."""
+        """What a layer takes: its codes packed without gaps, and its scales; four bytes for each weight in float."""
         if layer.name in self.sizes:
             return self.sizes[layer.name]
         rows, elements = layer.weight.shape
-        count: int = rows * elements
         grid = self.grids.get(layer.name)
-        if grid is None:
-            stored = re.search(r"\d+", layer.dtype)
-            return count * (int(stored.group()) if stored else 32) // 8
-        return -(-(count * grid.bits + _blocks(rows, elements, grid.granularity) * SCALE_BITS) // 8)
+        return rows * elements * FLOAT_BYTES if grid is None else stored_bytes(rows, elements, grid)
 
 
 def scales_of(layer: Layer, grid: WeightGrid) -> FloatArray:
@@ -106,9 +102,3 @@ def folded(layers: Sequence[Layer]) -> dict[str, str]:
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _blocks(rows: int, elements: int, granularity: Granularity) -> int:
-    if granularity == "tensor":
-        return 1
-    return rows if granularity == "channel" else rows * -(-elements // int(granularity))
