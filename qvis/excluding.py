@@ -7,15 +7,13 @@ literals, so that a name in a model cannot become code.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
+from qvis.addressing import Model, Told, is_onnx, is_tensorflow, module_names, node_names, nothing
 from qvis.errors import BadArgumentError, UnknownLayerError, suggest
-from qvis.layers import Analysis, Network
+from qvis.layers import Analysis
 from qvis.words import listed_names
-
-Model = Analysis | Network
 
 HERE = "LAYERS"
 """Where a setting has the layers; the text around it is written here and holds no other."""
@@ -37,19 +35,6 @@ class Exclusion:
     """The layers that the tool cannot be told."""
     note: str = ""
     """What must be known to use it, and why layers are missing; empty for nothing."""
-
-
-class Told(NamedTuple):
-    """How a tool is told of each layer of a model."""
-
-    names: Mapping[str, tuple[str, ...]]
-    """What it calls each layer; a layer that it cannot be told is not there, or has none."""
-    missing: Mapping[str, str] = {}
-    """Why a layer cannot be told, or not wholly."""
-
-    def written(self, spell: Callable[[str], str]) -> Told:
-        """The same with each name spelled in another way."""
-        return Told({layer: tuple(map(spell, names)) for layer, names in self.names.items()}, self.missing)
 
 
 @dataclass(frozen=True)
@@ -175,7 +160,7 @@ quantize_static(
 )
 """
     hint = "give the file that qvis read: quant_pre_process fuses nodes and may name them anew"
-    return Setting(text, _nodes(model, "onnxruntime"), hint)
+    return Setting(text, node_names(model, "onnxruntime"), hint)
 
 
 def _tensorrt(model: Model) -> Setting:
@@ -183,7 +168,7 @@ def _tensorrt(model: Model) -> Setting:
 
     TensorRT 11 knows no precision of layers any more, and takes what is quantized from the file.
     """
-    told = _nodes(model, "ModelOpt, which quantizes for TensorRT,")
+    told = node_names(model, "ModelOpt, which quantizes for TensorRT,")
     text = """\
 from modelopt.onnx.quantization import quantize
 
@@ -204,7 +189,7 @@ def _trtexec(model: Model) -> Setting:
 
     It parts the list at commas, takes single quotes out, and expands stars. Options for this were removed in 11.
     """
-    nodes = _nodes(model, "trtexec")
+    nodes = node_names(model, "trtexec")
     names = {
         layer: tuple(name for name in every if not re.search(r"[,'*]", name)) for layer, every in nodes.names.items()
     }
@@ -213,26 +198,6 @@ def _trtexec(model: Model) -> Setting:
     text = "trtexec --onnx=model.onnx --int8 --precisionConstraints=obey '--layerPrecisions=LAYERS'\n"
     hint = "this is for TensorRT up to 10; TensorRT 11 has no such options, see tensorrt"
     return Setting(text, Told(names, {**unspeakable, **nodes.missing}), hint, "shell")
-
-
-def _nodes(model: Model, tool: str) -> Told:
-    """The names of the ONNX nodes that apply each layer's weight."""
-    if not _is_onnx(model):
-        return _nothing(model, f"{tool} wants names of nodes, which an exported file has; run qvis on the .onnx file")
-    if model.graph is None:
-        why = model.no_graph or "there is no graph"
-        return _nothing(model, f"{tool} wants names of nodes, and they are not known: {why}")
-    calls = {layer.name: model.graph.calls.get(layer.name, ()) for layer in model.layers}
-    named = {layer: [node.original for node in nodes] for layer, nodes in calls.items()}
-    why = "no node with a name applies it; name the nodes of the file"
-    return Told(
-        {layer: tuple(filter(None, names)) for layer, names in named.items()},
-        {layer: why for layer, names in named.items() if not names or not all(names)},
-    )
-
-
-def _nothing(model: Model, why: str) -> Told:
-    return Told({}, {layer.name: why for layer in model.layers})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -255,7 +220,7 @@ quantize_(
 )
 """
     hint = "take the config that you use; the filter lets torchao quantize nn.Linear alone, as it does by default"
-    return Setting(text, _modules(model, "torchao"), hint)
+    return Setting(text, module_names(model, "torchao"), hint)
 
 
 def _pt2e(model: Model) -> Setting:
@@ -271,16 +236,7 @@ for name in [
     quantizer.set_module_name_qconfig(name, None)
 """
     hint = "XNNPACKQuantizer of ExecuTorch takes the same by set_module_name(name, None)"
-    return Setting(text, _modules(model, "PT2E quantization"), hint)
-
-
-def _modules(model: Model, tool: str) -> Told:
-    """The layers that are modules of PyTorch, by their own names."""
-    if _is_onnx(model) or _is_tensorflow(model):
-        return _nothing(model, f"{tool} takes modules of PyTorch, and this model was read as {model.framework}")
-    names = [layer.name for layer in model.layers]
-    why = f"{tool} cannot be told the model itself, which has no name"
-    return Told({name: (name,) for name in names if name != _ROOT}, {name: why for name in names if name == _ROOT})
+    return Setting(text, module_names(model, "PT2E quantization"), hint)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -293,10 +249,10 @@ def _openvino(model: Model) -> Setting:
     NNCF calls an operation in a module ``a/0/linear/0``. OpenVINO parts a Conv or Gemm with a bias in two, of which the
     second has the node's name; ignoring that alone has no effect, and no error.
     """
-    if _is_onnx(model):
-        told = _nodes(model, "NNCF").written(lambda name: rf"^{re.escape(name)}(/WithoutBiases)?\Z")
+    if is_onnx(model):
+        told = node_names(model, "NNCF").written(lambda name: rf"^{re.escape(name)}(/WithoutBiases)?\Z")
     else:
-        told = _modules(model, "NNCF").written(lambda name: f"^{re.escape(name.replace('.', '/'))}/")
+        told = module_names(model, "NNCF").written(lambda name: f"^{re.escape(name.replace('.', '/'))}/")
     text = """\
 import nncf
 
@@ -316,9 +272,9 @@ def _tflite(model: Model) -> Setting:
 
     It numbers scopes and tensors (``net_1/conv_2/convolution1``), so that they are only known once it has run.
     """
-    if not _is_tensorflow(model):
+    if not is_tensorflow(model):
         why = f"TFLite's converter takes Keras models, and this was read as {model.framework}"
-        return Setting("", _nothing(model, why))
+        return Setting("", nothing(model, why))
     text = """\
 import csv
 import io
@@ -381,17 +337,6 @@ TITLES = {
     "pt2e": "PyTorch PT2E",
     "tflite": "TensorFlow Lite",
 }
-
-_ROOT = "(root)"
-"""What a layer is called that is the whole model."""
-
-
-def _is_onnx(model: Model) -> bool:
-    return model.framework.startswith("ONNX")
-
-
-def _is_tensorflow(model: Model) -> bool:
-    return model.framework.startswith(("Keras", "TensorFlow", "TFLite"))
 
 
 def _joined(*notes: str) -> str:

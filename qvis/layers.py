@@ -58,6 +58,8 @@ class Layer:
     """The layer as the model holds it, where :attr:`weight` has normalizations folded in."""
     norms: tuple[str, ...] = ()
     """The normalizations that are folded into :attr:`weight`."""
+    tensor: str = ""
+    """The initializer of an ONNX file that nodes take as this weight, just as it is stored; empty where none is."""
 
     @property
     def weight(self) -> FloatArray:

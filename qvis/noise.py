@@ -56,11 +56,11 @@ def round_weight(weight: FloatArray, grid: WeightGrid, stretch: float = 1.0) -> 
     The maximum is over what shares a step (Krishnamoorthi, arXiv 1806.08342, section 2.1, narrow range).
     Weights that are not finite stay as they are. ``stretch`` makes the step larger, for another draw of the rounding.
     """
-    return _round(weight, _step(weight, grid, stretch))
+    return _round(weight, weight_step(weight, grid, stretch))
 
 
-def _step(weight: FloatArray, grid: WeightGrid, stretch: float = 1.0) -> FloatArray:
-    """The step of a grid: a number, (channels, 1), or (channels, elements)."""
+def weight_step(weight: FloatArray, grid: WeightGrid, stretch: float = 1.0) -> FloatArray:
+    """The step of a grid: a number, (channels, 1), or (channels, elements); 0 where all that share it are zero."""
     size = np.abs(np.where(np.isfinite(weight), weight, 0))
     if grid.granularity == "tensor":
         largest: Any = size.max(initial=0)
@@ -121,7 +121,7 @@ class WeightNoise:
         """The rounding errors of all channels or some, (grids, channels, elements)."""
         if self._errors is not None:
             return self._errors[:, rows]
-        self._steps = self._steps or [_step(self.weight, grid) for grid in self.grids]
+        self._steps = self._steps or [weight_step(self.weight, grid) for grid in self.grids]
         weight = self.weight[rows]
         rounded = [_round(weight, step[rows] if step.ndim else step) for step in self._steps]
         errors = np.stack([one - weight for one in rounded])

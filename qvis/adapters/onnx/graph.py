@@ -288,7 +288,10 @@ class Walk:
             self.taken[name] = key
         else:
             name = self._unique(wanted, key)
-        self.layers[key] = layer_of(name, node.op, part)
+        held = part.value.tensor
+        plain = not part.label and part.value.key == ("", held.name) and held.name in node.inputs
+        stored = plain and held.encoding is not None and held.encoding.floating
+        self.layers[key] = replace(layer_of(name, node.op, part), tensor=held.name if stored else "")
 
     def _unique(self, wanted: list[str], owner: Hashable) -> str:
         """The first of the names that nobody else has, or that the owner has already."""
