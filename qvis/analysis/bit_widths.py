@@ -19,7 +19,7 @@ from qvis.analysis.preparing import Opened, cut, open_model, spread_passes
 from qvis.analysis.rounding import checked_bits
 from qvis.analysis.sensitivity import PROBES, SAMPLES
 from qvis.analysis.study import Change, Study
-from qvis.analysis.widths import FLOAT_BYTES, BitWidths, LayerWidths, Mix, Option, Verified, interpolate
+from qvis.analysis.widths import FLOAT_BYTES, BitWidths, LayerWidths, Mix, Option, Verified, interpolate, stored_bytes
 from qvis.data import load_batches
 from qvis.errors import BadArgumentError
 from qvis.layers import FloatArray, Skipped
@@ -233,7 +233,7 @@ class Search:
             channels, elements = self.study.weights[layer.name].shape
             bare = LayerWidths(layer.name, layer.op, layer.shape, channels, elements, ())
             options = [
-                Option(grid, bare.stored_bytes(grid), float(damage), float(spread))
+                Option(grid, stored_bytes(channels, elements, grid), float(damage), float(spread))
                 for grid, damage, spread in zip(self.study.grids, damages, spreads, strict=True)
             ]
             layers.append(replace(bare, options=tuple(options)))

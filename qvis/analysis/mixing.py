@@ -10,7 +10,7 @@ import numpy as np
 from qvis.analysis.assignment import Frontier, choose
 from qvis.analysis.damage import Gain
 from qvis.analysis.study import Change, Study, average
-from qvis.analysis.widths import LayerWidths, Mix
+from qvis.analysis.widths import LayerWidths, Mix, stored_bytes
 from qvis.errors import BadArgumentError
 from qvis.layers import FloatArray, IntArray
 from qvis.noise import Granularity, WeightGrid
@@ -51,7 +51,7 @@ class Mixer:
     def _made(self, grids: Sequence[WeightGrid]) -> Mix:
         pairs = list(zip(self.layers, grids, strict=True))
         codes = sum(layer.weights * grid.bits for layer, grid in pairs)
-        sizes = sum(layer.stored_bytes(grid) for layer, grid in pairs)
+        sizes = sum(stored_bytes(layer.channels, layer.elements, grid) for layer, grid in pairs)
         return Mix({layer.name: grid for layer, grid in pairs}, sizes, codes / self.weights)
 
     def measure_uniform(self, widths: Sequence[int]) -> None:

@@ -25,7 +25,7 @@ class Option(NamedTuple):
 
     grid: WeightGrid
     bytes: int
-    """What its weights take; see :meth:`LayerWidths.stored_bytes`."""
+    """What its weights take; see :func:`stored_bytes`."""
     damage: float
     """What rounding this layer alone does to the output, predicted; the sum over layers is that of all of them."""
     spread: float
@@ -51,14 +51,8 @@ class LayerWidths:
         return self.channels * self.elements
 
     def stored_bits(self, grid: WeightGrid) -> int:
-        """What its codes and scales take on a grid, packed without gaps."""
-        groups = 1 if isinstance(grid.granularity, str) else -(-self.elements // grid.granularity)
-        scales = 1 if grid.granularity == "tensor" else self.channels * groups
-        return self.weights * grid.bits + scales * SCALE_BITS
-
-    def stored_bytes(self, grid: WeightGrid) -> int:
-        """The same in whole bytes, as :attr:`qvis.quantization.grids.Fitted.bytes` has it."""
-        return -(-self.stored_bits(grid) // 8)
+        """What it takes on a grid; see :func:`stored_bits`."""
+        return stored_bits(self.channels, self.elements, grid)
 
     def option(self, bits: int, granularity: Granularity = "channel") -> Option:
         """One of the options.
@@ -205,6 +199,18 @@ class BitWidths:
 
     def __repr__(self) -> str:
         return f"<bit widths of {self.name}, {self.source}, {self.asked}: {self.verdict}>"
+
+
+def stored_bits(channels: int, elements: int, grid: WeightGrid) -> int:
+    """What the codes and scales of a layer take on a grid, packed without gaps."""
+    groups = 1 if isinstance(grid.granularity, str) else -(-elements // grid.granularity)
+    scales = 1 if grid.granularity == "tensor" else channels * groups
+    return channels * elements * grid.bits + scales * SCALE_BITS
+
+
+def stored_bytes(channels: int, elements: int, grid: WeightGrid) -> int:
+    """The same in whole bytes, as :attr:`qvis.quantization.grids.Fitted.bytes` has it."""
+    return -(-stored_bits(channels, elements, grid) // 8)
 
 
 def interpolate(at: float, sizes: FloatArray, values: FloatArray) -> float:
