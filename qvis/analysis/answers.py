@@ -13,7 +13,7 @@ from qvis.analysis.widths import Accuracy
 from qvis.layers import FloatArray
 from qvis.running import Batch
 
-DRAWS = 4
+DRAWS = 2
 """Draws of the rounding that an accuracy is the mean of."""
 
 Hits = NDArray[np.float64]

@@ -27,7 +27,7 @@ from qvis.noise import CACHE_BYTES, Estimate, Granularity, WeightGrid
 from qvis.running import Track, silently
 from qvis.words import listed_names
 
-WIDTHS = (8, 6, 4, 3, 2)
+WIDTHS = (8, 7, 6, 5, 4, 3, 2)
 GRANULARITIES: tuple[Granularity, ...] = ("tensor", "channel", 128, 64, 32)
 """What a table tells of each layer."""
 POINTS = 6
