@@ -19,15 +19,17 @@ if TYPE_CHECKING:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the files of tests/golden anew")
+    parser.addoption("--slow-browser", type=float, default=1, metavar="N", help="run the pages N times slower")
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
+def browser(pytestconfig: pytest.Config) -> Iterator[Browser]:
     """One Chromium for all tests."""
-    from playwright.sync_api import Error, sync_playwright
+    from playwright.sync_api import Error, expect, sync_playwright
 
-    from tests.browser import launch
+    from tests.browser import PATIENCE, launch
 
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         try:
             browser, reason = launch(playwright), ""
@@ -35,6 +37,7 @@ def browser() -> Iterator[Browser]:
             browser, reason = None, str(error).strip().splitlines()[0]
         if browser is None:
             pytest.fail(f"no Chromium for the tests: install it or set CHROMIUM to its path ({reason})", pytrace=False)
+        browser.slowness = pytestconfig.getoption("--slow-browser")
         yield browser
         browser.close()
 
