@@ -124,8 +124,7 @@ def wait_until_ready(page: Page) -> None:
 def settle(page: Page) -> None:
     """Until the page has answered, and drawn, what it learns of with a frame: a size, a colour scheme, new numbers.
 
-    Two frames, since sizes are told at the end of one; then longer than Bokeh puts off drawing, and the frame in which it
-    draws.
+    Two frames, since sizes are told at the end of one; then longer than Bokeh puts off drawing, and the frame it draws.
     """
     page.evaluate(
         """async () => {
