@@ -10,6 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite("tests.browser")
 
@@ -17,6 +18,13 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
     from qvis.report import Report
+
+
+# The same examples each time, however long they take; --hypothesis-profile=default looks for others.
+settings.register_profile(
+    "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
+)
+settings.load_profile("steady")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
