@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from math import floor, isinf, isnan, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import numpy as np
 
@@ -31,6 +31,8 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+PATIENCE = 60_000
+"""Milliseconds to wait for what has to come; a busy machine needs them, and no other does."""
 WIDE = {"width": 1920, "height": 1000}
 """At this size the table shows all its columns, beside the detail panel."""
 
@@ -51,7 +53,7 @@ def launch(playwright: Any) -> Browser:
     wanted = os.environ.get("CHROMIUM")
     names = (wanted,) if wanted else ("chromium", "chromium-browser", "google-chrome")
     path = next(filter(None, map(shutil.which, names)), wanted)
-    browser: Browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+    browser: Browser = playwright.chromium.launch(executable_path=path, args=FLAGS, timeout=PATIENCE)
     return browser
 
 
@@ -82,12 +84,16 @@ def opened(
 ) -> Iterator[Page]:
     """The page of a report in a window of its own, offline, ready; on leaving it must have been silent.
 
-    ``layer`` opens the deep link to a layer, ``options`` are those of ``Browser.new_context``.
+    ``layer`` opens the deep link to a layer, ``options`` are those of ``Browser.new_context``. The page's processor is
+    as many times slower as ``--slow-browser`` says.
     """
     context = browser.new_context(viewport=dict(viewport), offline=True, **options)
     try:
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(PATIENCE)
         page = context.new_page()
+        slowness = getattr(browser, "slowness", 1)
+        if slowness != 1:
+            context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": slowness})
         page.add_init_script(
             "addEventListener('securitypolicyviolation', e => console.error('policy: ' + e.violatedDirective));"
         )
@@ -112,6 +118,31 @@ def wait_until_ready(page: Page) -> None:
     page.wait_for_selector("html[data-drawn].all")
     if page.locator("[data-test=detail]").is_visible():
         page.wait_for_selector("[data-test=figure-min-max] > *", state="attached")
+    settle(page)
+
+
+def settle(page: Page) -> None:
+    """Until the page has answered, and drawn, what it learns of with a frame: a size, a colour scheme, new numbers.
+
+    Two frames, since sizes are told at the end of one; then longer than Bokeh puts off drawing, and the frame it draws.
+    """
+    page.evaluate(
+        """async () => {
+            const frame = () => new Promise(requestAnimationFrame);
+            await frame();
+            await frame();
+            await new Promise((done) => setTimeout(done, 20));
+            await frame();
+            await frame();
+        }"""
+    )
+
+
+def resize(page: Page, width: int, height: int) -> None:
+    """Give the window another size, and wait until everything has taken its place."""
+    page.set_viewport_size({"width": width, "height": height})
+    page.wait_for_function("([width, height]) => innerWidth === width && innerHeight === height", arg=[width, height])
+    settle(page)
 
 
 def part(page: Page, name: str) -> Locator:
@@ -119,31 +150,64 @@ def part(page: Page, name: str) -> Locator:
     return page.locator(f"[data-test={name}]")
 
 
+def unfold(page: Page, name: str) -> Locator:
+    """Open the ``details`` that carry this ``data-test``, and wait for what their opening fills and draws."""
+    return _turn(page, name, True)
+
+
+def fold(page: Page, name: str) -> Locator:
+    """Close what :func:`unfold` opened."""
+    return _turn(page, name, False)
+
+
+def _turn(page: Page, name: str, wanted: bool) -> Locator:
+    """A click opens ``details`` at once, but they tell it later: what listens has been told first."""
+    details = part(page, name)
+    if details.evaluate("e => e.open") != wanted:
+        details.evaluate("e => { e.told = new Promise((done) => e.addEventListener('toggle', done, {once: true})); }")
+        details.locator("summary").first.click()
+        details.evaluate("e => e.told.then(() => {})")
+        settle(page)
+    assert details.evaluate("e => e.open") == wanted
+    return details
+
+
+GO_TO = """async (hash) => {
+    if (location.hash.slice(1) === hash) return;
+    await new Promise((done) => {
+        const wanted = (event) => {
+            if (!event.newURL.endsWith("#" + hash)) return;
+            removeEventListener("hashchange", wanted);
+            done();
+        };
+        addEventListener("hashchange", wanted);
+        location.hash = hash;
+    });
+}"""
+
+
+def go_to(page: Page, hash: str) -> None:
+    """Change the part of the address that follows its ``#``, and wait until the page has been told."""
+    page.evaluate(GO_TO, hash)
+
+
 def show(page: Page, layer: str | None = None) -> None:
     """Bring a page that was used before back to its beginning, and select ``layer``, or the worst."""
-    name = page.evaluate(
-        """async (hash) => {
+    worst = page.evaluate(
+        """() => {
             const find = (query) => document.querySelector(query);
             find("dialog").close();
             find("[data-action=clear]").click();
             document.activeElement.blur();
             const rank = find(".layers th.rank");
             while (rank.ariaSort !== "ascending") rank.querySelector("button").click();
-            hash ??= find("[data-test=layer-row] a").hash.slice(1);
-            if (location.hash.slice(1) !== hash) await new Promise((done) => {
-                const wanted = (event) => {
-                    if (!event.newURL.endsWith("#" + hash)) return;
-                    removeEventListener("hashchange", wanted);
-                    done();
-                };
-                addEventListener("hashchange", wanted);
-                location.hash = hash;
-            });
-            scrollTo(0, 0);
-            return decodeURIComponent(hash.slice("layer=".length));
-        }""",
-        None if layer is None else "layer=" + quote(layer, safe=""),
+            return find("[data-test=layer-row] a").hash.slice(1);
+        }"""
     )
+    hash = worst if layer is None else "layer=" + quote(layer, safe="")
+    go_to(page, hash)
+    page.evaluate("scrollTo(0, 0)")
+    name = unquote(hash.removeprefix("layer="))
     assert selected(page) == visible(name)
 
 
@@ -223,6 +287,7 @@ def point_at(page: Page, figure: str, x: float, y: float | None = None) -> dict[
 
     target = part(page, f"figure-{figure.replace('_', '-')}")
     target.scroll_into_view_if_needed()
+    settle(page)
     drawn, box = plot(page, figure), target.bounding_box()
     assert box is not None
     (left, right), (bottom, top) = drawn["x"], drawn["y"]
@@ -233,6 +298,7 @@ def point_at(page: Page, figure: str, x: float, y: float | None = None) -> dict[
     page.mouse.move(across - 1, down)
     page.mouse.move(across, down)
     expect(page.locator(".bk-Tooltip")).to_be_visible()
+    settle(page)
     labels = page.locator(".bk-tooltip-row-label").all_inner_texts()
     texts = page.locator(".bk-tooltip-row-value").all_inner_texts()
     page.mouse.move(0, 0)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite("tests.browser")
 
@@ -17,17 +20,38 @@ if TYPE_CHECKING:
     from qvis.report import Report
 
 
+# The same examples each time, however long they take; --hypothesis-profile=default looks for others.
+settings.register_profile(
+    "steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
+)
+settings.load_profile("steady")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the files of tests/golden anew")
+    parser.addoption("--slow-browser", type=float, default=1, metavar="N", help="run the pages N times slower")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Every test, with its fixtures, begins with the same random numbers, whichever tests came before it."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.set_random_seed(0)
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
+def browser(pytestconfig: pytest.Config) -> Iterator[Browser]:
     """One Chromium for all tests."""
-    from playwright.sync_api import Error, sync_playwright
+    from playwright.sync_api import Error, expect, sync_playwright
 
-    from tests.browser import launch
+    from tests.browser import PATIENCE, launch
 
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         try:
             browser, reason = launch(playwright), ""
@@ -35,6 +59,7 @@ def browser() -> Iterator[Browser]:
             browser, reason = None, str(error).strip().splitlines()[0]
         if browser is None:
             pytest.fail(f"no Chromium for the tests: install it or set CHROMIUM to its path ({reason})", pytrace=False)
+        browser.slowness = pytestconfig.getoption("--slow-browser")
         yield browser
         browser.close()
 

@@ -426,7 +426,7 @@ def test_an_index_of_itself_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_mutated_file_is_read_or_refused_in_one_line(kind: str, tmp_path: Path, data: st.DataObject) -> None:
     content = bytearray(valid(kind))
@@ -438,7 +438,7 @@ def test_a_mutated_file_is_read_or_refused_in_one_line(kind: str, tmp_path: Path
     assert "\n" not in outcome(path)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     header_content=st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from(["F32", "BF16", "F8_E4M3"]),

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from qvis.report import Report
-from tests.browser import changed_models, channel_rows, part, plot, point_at, points, selected, shown_rows
+from tests.browser import changed_models, channel_rows, go_to, part, plot, point_at, points, selected, shown_rows
 
 pytestmark = pytest.mark.browser
 Reports = Callable[[str], Report]
@@ -184,13 +184,13 @@ def test_models_with_no_layer_in_common_are_told_apart_by_name(shared_page: Shar
     expect(part(page, "detail")).to_have_count(0)
     for key in ("j", "k", "p", "/", "t", "t", "t", "Escape"):
         page.keyboard.press(key)
-    page.evaluate("location.hash = '#layer=other'")
+    go_to(page, "layer=other")
     with page.expect_download():
         part(page, "download-csv").click()
     with page.expect_download():
         part(page, "download-json").click()
     part(page, "copy-markdown").click()
-    expect(part(page, "toast")).to_be_visible()
+    expect(part(page, "toast")).to_have_text("Copied as Markdown")
     page.keyboard.press("?")
     expect(part(page, "help-dialog")).to_be_visible()
     page.keyboard.press("Escape")

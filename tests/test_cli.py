@@ -81,7 +81,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         [sys.executable, "-m", "qvis", *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
         env={**os.environ, **environment},
     )
@@ -302,20 +302,14 @@ def test_a_fault_of_qvis_is_one_line_too_unless_the_traceback_is_asked_for(
 # ---------------------------------------------------------------------------------------------- as a process
 
 
-def test_help_is_quick_and_loads_neither_numpy_nor_a_framework() -> None:
-    program = (
-        "import sys, time; start = time.perf_counter(); from qvis.cli import main; code = main(['--help']);"
-        "print(code, time.perf_counter() - start, *sys.modules, file=sys.stderr)"
-    )
-    # the best of three: other processes may be at work
-    seconds = []
-    for _ in range(3):
-        result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-        code, took, *modules = result.stderr.split()
-        assert code == "0"
-        seconds.append(float(took))
-    assert min(seconds) < 0.4
-    assert not {"torch", "bokeh", "numpy", "jinja2", "tensorflow", "keras", "onnx"} & set(modules)
+def test_help_loads_nothing_that_takes_time() -> None:
+    program = "import sys; from qvis.cli import main; print(main(['--help']), *sys.modules, file=sys.stderr)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True)
+    code, *modules = result.stderr.split()
+    assert code == "0"
+    slow = {"torch", "bokeh", "numpy", "scipy", "jinja2", "tensorflow", "keras", "onnx", "onnxruntime", "h5py", "PIL"}
+    assert not slow & set(modules)
+    assert [name for name in modules if name.startswith("qvis.adapters")] == []
     for command in ("report", "compare", "check", "demo"):
         assert re.search(rf"^  {command} +\S", result.stdout, re.MULTILINE)
 

@@ -31,8 +31,17 @@ def use_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     return stream
 
 
+def wait_for(text: str, terminal: Terminal) -> None:
+    """Until the bar, which is drawn ten times a second by a thread of its own, has shown this."""
+    end = time.monotonic() + 60
+    while text not in terminal.getvalue():
+        assert time.monotonic() < end, f"{text!r} was never shown"
+        time.sleep(0.01)
+
+
 def test_short_work_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = use_terminal(monkeypatch)
+    monkeypatch.setattr(progress, "AFTER_SECONDS", 600)
     with Work() as work:
         work.say("Loading")
         assert list(work.layers(LAYERS)) == list(LAYERS)
@@ -44,13 +53,10 @@ def test_longer_work_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(progress, "AFTER_SECONDS", 0.01)
     with Work() as work:
         work.say("[red]Loading")
-        time.sleep(0.3)
-        for _ in work.layers(LAYERS):
-            time.sleep(0.15)
-    shown = terminal.getvalue()
-    assert "[red]Loading" in shown
-    assert "Reading layers" in shown
-    assert "2/3" in shown
+        wait_for("[red]Loading", terminal)
+        for done, _ in enumerate(work.layers(LAYERS)):
+            wait_for(f"{done}/3", terminal)
+    assert "Reading layers" in terminal.getvalue()
 
 
 def test_an_error_ends_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +66,7 @@ def test_an_error_ends_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         with Work() as work:
             work.say("Loading")
-            time.sleep(0.2)
+            wait_for("Loading", terminal)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

@@ -77,7 +77,7 @@ def imported_packages(path: Path) -> set[str]:
 def modules_after(code: str) -> set[str]:
     """The top-level packages that a fresh interpreter has loaded after ``code``."""
     script = f"{code}\nimport json, sys\nprint(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules}})))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -193,7 +193,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     for name in ("setup.cfg", "setup.py", "pyproject.toml", "README.rst", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     build = "from setuptools.build_meta import build_wheel; build_wheel('dist')"
-    done = subprocess.run([sys.executable, "-c", build], cwd=folder, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", build], cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     (path,) = (folder / "dist").glob("*.whl")
     with zipfile.ZipFile(path) as archive:

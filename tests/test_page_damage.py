@@ -20,7 +20,7 @@ import qvis
 from qvis.adapters.digits import load_digits_model
 from qvis.report.document import Document, summarize
 from qvis.report.html import render_html
-from tests.browser import assert_shows, number, opened, part, plot, points, show
+from tests.browser import assert_shows, fold, number, opened, part, plot, points, show, unfold
 
 pytestmark = pytest.mark.browser
 NAN = float("nan")
@@ -270,7 +270,7 @@ def test_ranges_of_input_channels_are_drawn_and_tabulated(page: Page, document: 
     drawn = points(page, "inputs", type="Scatter")
     for name in ("min", "mean", "max"):
         np.testing.assert_allclose(drawn[name], expected[name], rtol=1e-4)
-    part(page, "entering-channels").locator("summary").click()
+    unfold(page, "entering-channels")
     shown = rows(page, "entering-channels")
     assert len(shown) == expected["min"].size
     for i, (channel, *cells) in enumerate(shown):
@@ -279,7 +279,7 @@ def test_ranges_of_input_channels_are_drawn_and_tabulated(page: Page, document: 
             assert number(cell[0]) == pytest.approx(expected[name][i], rel=1e-3, abs=1e-9)
     drawn_at = plot(page, "inputs")["inner"]
     assert min(drawn_at) > 50, "a figure in what was closed is drawn when it opens"
-    part(page, "entering-channels").locator("summary").click()
+    fold(page, "entering-channels")
 
 
 # ---------------------------------------------------------------------------------------------- as stored
@@ -402,7 +402,7 @@ def test_everything_answers_to_the_keyboard(browser: Browser, path: Path) -> Non
 def test_a_narrow_screen_has_no_overflow(browser: Browser, path: Path) -> None:
     with opened(browser, path, layer=WORST, viewport={"width": 400, "height": 800}) as page:
         for name in ("entering-grids", "entering-channels", "weight-grids"):
-            part(page, name).locator("summary").click()
+            unfold(page, name)
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
         over = page.evaluate(
             """() => [...document.querySelectorAll(".detail *")].filter(e => e.checkVisibility()

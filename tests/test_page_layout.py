@@ -10,7 +10,19 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from qvis.report import Report
-from tests.browser import LONG, opened, part, selected, show, shown_rows, wait_for_layer, wait_until_ready
+from tests.browser import (
+    LONG,
+    fold,
+    opened,
+    part,
+    resize,
+    selected,
+    show,
+    shown_rows,
+    unfold,
+    wait_for_layer,
+    wait_until_ready,
+)
 
 pytestmark = pytest.mark.browser
 Reports = Callable[[str], Report]
@@ -57,16 +69,15 @@ def test_nothing_sticks_out_at_any_width(browser: Browser, report: Reports, name
     layer = LAYERS[name]
     with opened(browser, report(name).path, layer=layer, viewport={"width": 400, "height": 800}) as page:
         for width in (400, 700, 1000, 1600):
-            page.set_viewport_size({"width": width, "height": 900})
+            resize(page, width, 900)
             show(page, layer)
-            if not part(page, "channels").evaluate("e => e.open"):
-                part(page, "channels").locator("summary").click()
+            unfold(page, "channels")
             assert overflow(page) <= 0, width
             assert wider_than_panel(page) == [], width
             assert cut_cells(page) == [], width
-            part(page, "glossary").evaluate("e => { e.open = true; }")
+            unfold(page, "glossary")
             assert overflow(page) <= 0, width
-            part(page, "glossary").evaluate("e => { e.open = false; }")
+            fold(page, "glossary")
 
 
 def test_the_theme_does_not_move_anything(browser: Browser, report: Reports) -> None:
@@ -98,12 +109,12 @@ def test_a_narrow_page_opens_the_panel_under_the_row_that_is_tapped(
         box = part(page, "figure-ranges").bounding_box()
         assert box is not None
         assert 250 < box["width"] <= 400
-        assert page.locator("[data-test=figure-ranges] canvas").count() > 0
+        expect(page.locator("[data-test=figure-ranges] canvas")).not_to_have_count(0)
         row.tap()
         expect(part(page, "detail")).to_be_hidden()
-        page.set_viewport_size({"width": 1200, "height": 800})
+        resize(page, 1200, 800)
         expect(part(page, "detail")).to_be_visible()
-        assert page.locator("tr.inline").count() == 0
+        expect(page.locator("tr.inline")).to_have_count(0)
 
 
 def test_a_narrow_page_keeps_the_panel_under_its_row_when_sorted_and_filtered(
@@ -195,8 +206,8 @@ def test_the_skip_link_leads_to_the_table(visit: Visit) -> None:
     page = visit("three")
     page.locator(".skip").focus()
     page.keyboard.press("Enter")
-    assert page.evaluate("location.hash") == "#layers"
-    assert page.locator(":target").get_attribute("id") == "layers"
+    expect(page).to_have_url(re.compile("#layers$"))
+    expect(page.locator(":target")).to_have_id("layers")
 
 
 def luminance(colour: str) -> float:

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from qvis.report import Report
 from qvis.words import visible
-from tests.browser import AWKWARD_NAMES, ESCAPED, EVIL, TURNED, link, opened, part, selected, shown_rows
+from tests.browser import AWKWARD_NAMES, ESCAPED, EVIL, TURNED, go_to, link, opened, part, selected, shown_rows
 
 pytestmark = pytest.mark.browser
 Reports = Callable[[str], Report]
@@ -38,7 +38,8 @@ def ranked_names(report: Report) -> list[str]:
 def test_a_page_opens_offline_from_its_file_in_silence(shared_page: Shared, report: Reports, name: str) -> None:
     page = shared_page(name)
     assert page.watch.messages == []
-    assert page.watch.requests == [report(name).path.as_uri()]
+    downloads = [url for url in page.watch.requests if url.startswith("blob:")]  # of tests that had the page before
+    assert [url for url in page.watch.requests if url not in downloads] == [report(name).path.as_uri()]
     assert part(page, "verdict").inner_text().replace("\u00a0", " ") == visible(report(name).verdict)
     assert int(page.evaluate("document.documentElement.dataset.ready")) > 0
     if report(name).layers:
@@ -64,6 +65,8 @@ def test_the_policy_of_a_page_stops_what_is_not_its_own(browser: Browser, report
         page.evaluate(
             """() => {
                 window.ran = [];
+                window.stopped = [];
+                addEventListener("securitypolicyviolation", (e) => window.stopped.push(e.violatedDirective));
                 const script = document.createElement("script");
                 script.textContent = "window.ran.push('script')";
                 document.body.append(script);
@@ -73,6 +76,9 @@ def test_the_policy_of_a_page_stops_what_is_not_its_own(browser: Browser, report
         )
         reached = page.evaluate("fetch('https://example.com/').then(() => true, () => false)")
         assert page.evaluate("new Promise(done => setTimeout(() => done(window.tried)))")
+        page.wait_for_function(
+            "['script-src-elem', 'script-src-attr', 'script-src', 'connect-src'].every(d => window.stopped.includes(d))"
+        )
         assert page.evaluate("window.ran") == []
         assert not reached
         assert any("script-src" in message for message in page.watch.messages)
@@ -110,7 +116,7 @@ def test_a_link_to_a_layer_leads_to_its_row_without_javascript(browser: Browser,
     with opened(browser, path, java_script_enabled=False) as page:
         for layer in AWKWARD_NAMES:
             page.goto(link(path, layer))
-            assert page.locator("tr:target td.name a").get_attribute("title") == visible(layer)
+            expect(page.locator("tr:target td.name a")).to_have_attribute("title", visible(layer))
 
 
 @pytest.mark.parametrize("layer", [EVIL, TURNED, ESCAPED])
@@ -132,8 +138,7 @@ def test_a_changed_address_shows_its_layer(visit: Visit, layer: str) -> None:
 @pytest.mark.parametrize("address", ["#layer=no%20such%20layer", "#layer=%E0%A4%A", "#layer=", "#glossary"])
 def test_a_link_that_names_no_layer_changes_nothing(visit: Visit, address: str) -> None:
     page = visit("relative", "tokens")
-    page.evaluate("(hash) => { location.hash = hash; }", address)
-    page.evaluate("new Promise(done => setTimeout(done))")
+    go_to(page, address.removeprefix("#"))
     assert selected(page) == "tokens"
 
 

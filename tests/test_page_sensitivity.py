@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -28,8 +29,10 @@ from tests.browser import (
     number,
     opened,
     part,
+    resize,
     selected,
     shown_rows,
+    unfold,
     wait_for_layer,
     wait_until_ready,
 )
@@ -229,12 +232,12 @@ def test_the_verdict_is_short_and_the_rest_is_folded(fresh: Open, documents: Cal
     assert text == " ".join(details[:3])
     how = part(page, "how")
     expect(how.locator("p").first).to_be_hidden()
-    how.locator("summary").first.click()
+    unfold(page, "how")
     lines = [line.replace("\u00a0", " ") for line in how.locator("> p").all_inner_texts()]
     assert lines[: len(details) - 3] == details[3:]
     assert "it was not traced" in part(page, "no-graph").inner_text()
     expect(how.locator("dd")).to_be_hidden()
-    part(page, "refused").locator("summary").click()
+    unfold(page, "refused")
     assert how.locator("dt").inner_text() == "norm" + EVIL
     assert how.locator("dd").inner_text() == "two layers use it"
 
@@ -264,8 +267,9 @@ def test_pointing_at_a_stem_tells_its_damage(fresh: Open, documents: Callable[[s
     assert box is not None
     for index, expected in ((1, 5.0), (3, nan), (5, 0.0)):
         page.mouse.move(box["x"] + (index + 0.5) / 6 * box["width"], box["y"] + box["height"] / 2)
-        text = (page.locator(".field .hover").text_content() or "").replace("\u00a0", " ")
-        assert text.startswith(visible(document["layers"][index]["name"])[:20])
+        hover = page.locator(".field .hover")
+        expect(hover).to_have_text(re.compile("^" + re.escape(visible(document["layers"][index]["name"])[:20])))
+        text = (hover.text_content() or "").replace("\u00a0", " ")
         assert_shows(text.split("  ")[1], expected, digits=2)
 
 
@@ -331,12 +335,10 @@ def test_a_cell_tells_percent_and_confidence_and_what_lies_beyond_the_model(fres
     page = fresh("awkward")
     cell = part(page, "heatmap-table").locator("tr", has_text=EVIL).locator("td").nth(2)
     cell.hover()
-    assert cell.get_attribute("title") == f"{EVIL}, 4 bits: 500\u00a0%, beyond the model: unreliable"
+    expect(cell).to_have_attribute("title", f"{EVIL}, 4 bits: 500\u00a0%, beyond the model: unreliable")
     whole = part(page, "heatmap-table").locator("thead td").first
     whole.hover()
-    title = whole.get_attribute("title") or ""
-    assert title.startswith("All layers, 8 bits: ")
-    assert ", measured" in title
+    expect(whole).to_have_attribute("title", re.compile("^All layers, 8 bits: .*, measured"))
 
 
 def test_a_tap_or_enter_on_a_row_of_the_map_shows_its_layer(fresh: Open, documents: Callable[[str], Document]) -> None:
@@ -361,7 +363,7 @@ def test_a_thousand_layers_open_closed_and_small(browser: Browser, file: Callabl
         heatmap = part(page, "heatmap")
         assert not heatmap.evaluate("e => e.open")
         assert page.locator("[data-test=heatmap-table] tr").count() == 0
-        heatmap.locator("summary").click()
+        unfold(page, "heatmap")
         expect(page.locator("[data-test=heatmap-table] tr")).to_have_count(1002)
         assert page.evaluate(
             "[...document.querySelectorAll('[data-test=heatmap-table] tbody')].every((e) => "
@@ -480,9 +482,9 @@ def test_the_setting_is_copied(browser: Browser, file: Callable[[str], Path]) ->
 @pytest.mark.parametrize("name", ["digits", "awkward", "many"])
 def test_nothing_sticks_out_at_any_width(browser: Browser, file: Callable[[str], Path], name: str) -> None:
     with opened(browser, file(name), viewport={"width": 400, "height": 800}) as page:
-        part(page, "heatmap").evaluate("e => { e.open = true; }")
+        unfold(page, "heatmap")
         for width in (400, 1000) if name == "many" else (400, 640, 700, 1000, 1600):
-            page.set_viewport_size({"width": width, "height": 900})
+            resize(page, width, 900)
             wait_until_ready(page)
             over = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
             assert over <= 0, width

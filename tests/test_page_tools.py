@@ -15,7 +15,18 @@ from playwright.sync_api import Browser, Page, expect
 
 from qvis.report import Report
 from qvis.words import visible
-from tests.browser import AWKWARD_NAMES, FORMULA, QUOTES, WIDE, opened, part, plot, shown_rows, wait_until_ready
+from tests.browser import (
+    AWKWARD_NAMES,
+    FORMULA,
+    QUOTES,
+    WIDE,
+    opened,
+    part,
+    plot,
+    settle,
+    shown_rows,
+    wait_until_ready,
+)
 
 pytestmark = pytest.mark.browser
 Reports = Callable[[str], Report]
@@ -41,7 +52,8 @@ def label_colours(page: Page) -> set[str]:
 
 def set_system_theme(page: Page, scheme: Literal["dark", "light"]) -> None:
     page.emulate_media(color_scheme=scheme)
-    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    page.wait_for_function("(scheme) => matchMedia(`(prefers-color-scheme: ${scheme})`).matches", arg=scheme)
+    settle(page)
 
 
 def test_the_theme_follows_the_system_until_one_is_chosen_and_is_kept(browser: Browser, report: Reports) -> None:
@@ -91,6 +103,8 @@ def test_a_page_works_where_nothing_may_be_stored(browser: Browser, report: Repo
 def test_in_print_all_rows_stand_and_the_tools_are_gone(visit: Visit, report: Reports, name: str) -> None:
     page = visit(name)
     page.emulate_media(media="print")
+    page.wait_for_function("matchMedia('print').matches")
+    settle(page)
     try:
         assert len(shown_rows(page)) == len(report(name).layers)
         for tool in ("filter", "problems-only", "copy-markdown", "download-csv", "theme", "help", "channels", "ready"):
@@ -100,6 +114,8 @@ def test_in_print_all_rows_stand_and_the_tools_are_gone(visit: Visit, report: Re
         expect(page.get_by_text("Linear interpolation between the sorted weights")).to_be_visible()
     finally:
         page.emulate_media(media="screen")
+        page.wait_for_function("matchMedia('screen').matches")
+        settle(page)
 
 
 def test_a_printed_report_has_several_pages_and_leaves_the_theme(browser: Browser, report: Reports) -> None:
@@ -108,7 +124,7 @@ def test_a_printed_report_has_several_pages_and_leaves_the_theme(browser: Browse
         pdf = page.pdf()
         pages = len(re.findall(rb"/Type\s*/Page\b", pdf))
         assert 2 <= pages <= 12
-        assert theme(page) == "auto"
+        expect(page.locator("html")).to_have_attribute("data-theme", "auto")
         assert paper(page) == dark
         assert label_colours(page) == labels
 
@@ -198,13 +214,23 @@ def unescaped(text: str) -> str:
     return re.sub(r"\\([|\\`*_<>[\]~#&])", r"\1", text)
 
 
+def clipboard(page: Page, other_than: str = "") -> str:
+    """The text that was copied, once it is there."""
+    found = page.wait_for_function(
+        "async (old) => { const text = await navigator.clipboard.readText(); return text !== old && text; }",
+        arg=other_than,
+    )
+    text: str = found.json_value()
+    return text
+
+
 def test_the_table_is_copied_as_markdown(browser: Browser, report: Reports) -> None:
     with opened(
         browser, report("awkward").path, permissions=["clipboard-read", "clipboard-write"], viewport=WIDE
     ) as page:
         part(page, "copy-markdown").click()
         expect(part(page, "toast")).to_have_text("Copied as Markdown")
-        text = page.evaluate("navigator.clipboard.readText()")
+        text = clipboard(page)
         verdict, empty, *lines = text.splitlines()
         assert unescaped(verdict) == f"**{visible(report('awkward').verdict)}**"
         assert empty == ""
@@ -219,7 +245,7 @@ def test_the_table_is_copied_as_markdown(browser: Browser, report: Reports) -> N
         page.keyboard.press("/")
         page.keyboard.type("hyper")
         part(page, "copy-markdown").click()
-        text = page.evaluate("navigator.clipboard.readText()")
+        text = clipboard(page, other_than=text)
         assert len(text.splitlines()) == 5
         assert FORMULA in text
 

@@ -16,6 +16,7 @@ from tests.browser import (
     PLOTS,
     assert_shows,
     channel_rows,
+    fold,
     mixed_model,
     number,
     part,
@@ -23,6 +24,7 @@ from tests.browser import (
     plot,
     point_at,
     points,
+    unfold,
 )
 
 pytestmark = pytest.mark.browser
@@ -119,7 +121,7 @@ def test_the_rounding_table_is_what_rounding_does(visit: Visit, layer: str) -> N
 def test_the_table_of_channels_shows_every_number_of_pandas(visit: Visit, layer: str) -> None:
     page = visit("relative", layer)
     table = describe_channels(channel_rows(mixed_model(), layer))
-    part(page, "channels").locator("summary").click()
+    unfold(page, "channels")
     expect(part(page, "channels").locator("tbody tr")).to_have_count(len(table))
     heads = part(page, "channels").locator("thead th").all_inner_texts()
     assert heads == ["channel", "min", "25 %", "50 %", "mean", "75 %", "max", "deviation", "relative range", "note"]
@@ -127,7 +129,7 @@ def test_the_table_of_channels_shows_every_number_of_pandas(visit: Visit, layer:
         assert texts[0] == str(i)
         for text, name in zip(texts[1:-1], [*NAMES.values(), "relative_range"], strict=True):
             assert_shows(text, table[name][i], digits=3 if "e" in text else 4)
-    part(page, "channels").locator("summary").click()
+    fold(page, "channels")
 
 
 @pytest.mark.parametrize("name", ["relative", "ranges"])
@@ -288,10 +290,10 @@ def test_more_than_512_channels_become_an_envelope_and_the_page_says_so(visit: V
 def test_the_table_of_channels_of_an_envelope_names_its_groups(visit: Visit) -> None:
     page = visit("relative", "wide")
     labels = points(page, "ranges", type="Scatter", y="mean")["label"]
-    part(page, "channels").locator("summary").click()
+    unfold(page, "channels")
     expect(part(page, "channels").locator("tbody tr")).to_have_count(len(labels))
     assert [row[0] for row in cells(page, "channels")] == labels
-    part(page, "channels").locator("summary").click()
+    fold(page, "channels")
 
 
 def test_pointing_at_a_channel_shows_its_numbers(visit: Visit) -> None:
