@@ -59,7 +59,7 @@ def why_no_answers(outputs: Sequence[FloatArray], batches: Sequence[Batch]) -> s
         return f"the first output has shape {scores.shape}, not (samples, classes)"
     several = labels.ndim == 2 and labels.shape == scores.shape and scores.shape[1] > 1
     if not several and (labels.size != len(labels) or labels.dtype.kind not in "iub"):
-        return f"the labels are {labels.dtype} of shape {labels.shape}, not one whole number for each sample"
+        return f"the labels are {labels.dtype}, {labels[0].size} for each sample, not one whole number"
     most = max(2, scores.shape[1])
     for batch in batches:
         found = labels_of(batch)

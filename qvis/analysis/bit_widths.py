@@ -17,7 +17,7 @@ from qvis.analysis.keeping import Keeper
 from qvis.analysis.mixing import Mixer
 from qvis.analysis.preparing import Opened, cut, open_model, spread_passes
 from qvis.analysis.rounding import checked_bits
-from qvis.analysis.sensitivity import PROBES, SAMPLES
+from qvis.analysis.sensitivity import PROBES, SAMPLES, check_whole
 from qvis.analysis.study import Change, Study
 from qvis.analysis.widths import FLOAT_BYTES, BitWidths, LayerWidths, Mix, Option, Verified, interpolate, stored_bytes
 from qvis.data import load_batches
@@ -106,6 +106,8 @@ def bit_widths(
     NotRunnableError
         The model can be read but not run.
     """
+    for argument, number, least in (("samples", samples, 1), ("probes", probes, 1), ("seed", seed, 0)):
+        check_whole(argument, number, least)
     widths = tuple(sorted({checked_bits(one) for one in _several(bits)}, reverse=True))
     granularities = _checked_granularities(granularity)
     if not widths:
@@ -138,7 +140,7 @@ def _several(given: Any) -> list[Any]:
 
 def _checked_granularities(given: Any) -> tuple[Granularity, ...]:
     found = tuple(dict.fromkeys(_several(given)))
-    for one in found or (None,):
+    for one in found or ("none",):
         if one not in ("tensor", "channel") and (isinstance(one, bool) or not isinstance(one, int) or one < 1):
             raise BadArgumentError(
                 f"granularity: got {one!r}, expected 'tensor', 'channel' or how many weights share a step, such as 32"
@@ -197,19 +199,23 @@ class Search:
         served = set(runner.layers)
         weights = sum(prod(layer.shape) for layer in network.layers if layer.name in served)
         looked_at = tuple(dict.fromkeys([*self.granularities, *GRANULARITIES]))
-        if not runner.differentiable or 4 * weights * len(looked_at) * len(self.widths) > CACHE_BYTES:
+        if 4 * weights * len(looked_at) * len(self.widths) > CACHE_BYTES:
             looked_at = self.granularities
-        grids = [WeightGrid(width, one) for one in looked_at for width in self.widths]
-        self.study = Study(network, runner, opened.batches, grids, track)
+        self.study = Study(network, runner, opened.batches, self._grids(looked_at), track)
         if not self.study.layers:
             raise BadArgumentError(f"model: none of its {len(network.layers)} layers can be run on other weights")
         self.rest_bytes = FLOAT_BYTES * max(0, network.parameters - weights)
+
+    def _grids(self, granularities: Sequence[Granularity]) -> list[WeightGrid]:
+        return [WeightGrid(width, one) for one in granularities for width in self.widths]
 
     # -- look ---------------------------------------------------------------------------------------------------------
 
     def prepare(self, goal: Goal) -> Mixer:
         """Find out what every width costs every layer, and how far predictions are off."""
         self.study.calibrate(locally=False)
+        if not self.opened.runner.differentiable:
+            self.study.grids = tuple(self._grids(self.granularities))  # each of them has to be tried
         layers = self._tell(self._damages())
         mixer = Mixer(self.study, layers, self.granularities, self.seed)
         near = {floor(goal.value), ceil(goal.value)} if goal.kind == "average_bits" else set()

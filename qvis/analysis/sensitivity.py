@@ -140,8 +140,13 @@ def _check(
     if measure not in MEASURE:
         raise BadArgumentError(f"measure: got {measure!r}, expected one of {', '.join(map(repr, MEASURE))}")
     for name, number, least in (("samples", samples, 1), ("probes", probes, 1), ("seed", seed, 0)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            raise BadArgumentError(f"{name}: got {number!r}, expected a whole number of {least} or more")
+        check_whole(name, number, least)
+
+
+def check_whole(name: str, number: object, least: int) -> None:
+    """Refuse what is no whole number of ``least`` or more."""
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        raise BadArgumentError(f"{name}: got {number!r}, expected a whole number of {least} or more")
 
 
 def study_layers(
