@@ -9,7 +9,6 @@ Rounding and running share no code with qvis (``rounding.py``).
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import pickle
@@ -29,7 +28,8 @@ import numpy as np
 from environments import AIMET, HERE
 from rounding import Floats, Setting, count, draw_all, part, run_all, wrap
 from same_scales import scale_gaps
-from trained import LOADERS, MissingError, Sources, Subject
+from trained import Subject
+from trained.command import Script, make_parser
 
 import qvis
 from qvis import adapters
@@ -367,49 +367,28 @@ def describe_times(times: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="with cifar10_subset.npz and resnet56_cifar10.th")
-    known = ", ".join(LOADERS)
-    parser.add_argument("--models", nargs="+", choices=LOADERS, default=list(MODELS), metavar="NAME", help=known)
+    parser = make_parser(__doc__, models=MODELS, samples=32)
     parser.add_argument("--bits", nargs="+", type=int, default=BITS, help="of the weights (default 8 6 4)")
-    parser.add_argument("--samples", type=int, default=32, help="that qvis is given (default 32)")
     parser.add_argument("--held-out", type=int, default=256, help="other samples, to judge by (default 256)")
     parser.add_argument("--draws", type=int, default=16, help="roundings of all layers at once (default 16)")
     parser.add_argument("--runs", type=int, default=3, help="measurements of the time, each (default 3, 0 for none)")
     parser.add_argument("--no-aimet", action="store_true", help="leave AIMET out, and the times")
-    parser.add_argument("--cache", type=Path, default=Path(".benchmarks"), metavar="FOLDER", help="of trained models")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the tables as well as print them")
-    chosen = parser.parse_args()
+    script = Script(parser)
+    chosen = script.chosen
     warnings.simplefilter("ignore")
     findings: list[Finding] = []
-    texts: list[str] = []
-
-    def show(text: str) -> None:
-        texts.append(text)
-        print(text, flush=True)
-
-    for name in chosen.models:
-        try:
-            subject = LOADERS[name](Sources(chosen.cache, chosen.data))
-        except (MissingError, ImportError) as error:
-            show(f"{name}: left out, {error}\n")
-            continue
+    for subject in script.subjects():
         trial = Trial(subject, chosen.bits, chosen.samples, chosen.held_out, chosen.draws)
         for _ in trial.examine(not chosen.no_aimet):
             pass
         findings.append(trial.found)
-        show(describe(trial.found) + "\n")
-    show(judgement([bar for found in findings for bar in bars(found)]))
-    show("".join(f"\n{describe_gaps(found)}" for found in findings if found.pairs))
+        script.show(describe(trial.found) + "\n")
+    script.show(judgement([bar for found in findings for bar in bars(found)]))
+    script.show("".join(f"\n{describe_gaps(found)}" for found in findings if found.pairs))
     times = {} if chosen.no_aimet else measure_times(chosen.runs)
     if times:
-        show("\n" + describe_times(times))
-    if chosen.out is not None:
-        chosen.out.write_text("\n".join(texts) + "\n")
-    if chosen.json is not None:
-        results = {"models": [plain(asdict(found)) for found in findings], "seconds": times}
-        chosen.json.write_text(json.dumps(results, indent=1))
+        script.show("\n" + describe_times(times))
+    script.write({"models": [plain(asdict(found)) for found in findings], "seconds": times})
 
 
 def plain(value: Any) -> Any:

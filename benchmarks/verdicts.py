@@ -10,20 +10,18 @@ compared with what was predicted from some backward passes.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from math import nan
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from trained import LOADERS, MissingError, Sources, Subject
+from trained import Subject
+from trained.command import Script, make_parser
 
 from qvis import adapters
 from qvis.analysis.preparing import place, prepare, spread_passes
@@ -337,38 +335,18 @@ def summarize(findings: Sequence[Finding]) -> str:
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="with cifar10_subset.npz and resnet56_cifar10.th")
-    known = ", ".join(LOADERS)
-    parser.add_argument("--models", nargs="+", choices=LOADERS, default=list(LOADERS), metavar="NAME", help=known)
-    parser.add_argument("--samples", type=int, default=32, help="(default 32)")
+    parser = make_parser(__doc__, samples=32)
     parser.add_argument("--probes", type=int, default=4, help="how often each is differentiated (default 4)")
     parser.add_argument("--draws", type=int, default=8, help="roundings of all layers at once (default 8)")
-    parser.add_argument("--cache", type=Path, default=Path(".benchmarks"), metavar="FOLDER", help="of trained models")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure of every layer")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the tables as well as print them")
-    chosen = parser.parse_args()
+    script = Script(parser)
+    chosen = script.chosen
     findings: list[Finding] = []
-    texts: list[str] = []
-
-    def show(text: str) -> None:
-        texts.append(text)
-        print(text, flush=True)
-
-    for name in chosen.models:
-        try:
-            with quietly():
-                subject = LOADERS[name](Sources(chosen.cache, chosen.data))
-        except (MissingError, ImportError) as error:
-            show(f"{name}: left out, {error}\n")
-            continue
-        findings.append(examine(subject, chosen.samples, chosen.probes, chosen.draws))
-        show(describe(findings[-1]) + "\n")
-    show(summarize(findings))
-    if chosen.out is not None:
-        chosen.out.write_text("\n".join(texts) + "\n")
-    if chosen.json is not None:
-        chosen.json.write_text(json.dumps([plain(asdict(found)) for found in findings], indent=1))
+    with quietly():
+        for subject in script.subjects():
+            findings.append(examine(subject, chosen.samples, chosen.probes, chosen.draws))
+            script.show(describe(findings[-1]) + "\n")
+    script.show(summarize(findings))
+    script.write([plain(asdict(found)) for found in findings])
 
 
 def plain(value: Any) -> Any:

@@ -12,8 +12,10 @@ from qvis.version import __version__
 
 if TYPE_CHECKING:
     from qvis.analysis import analyze
+    from qvis.analysis.bit_widths import bit_widths
     from qvis.analysis.damage import Sensitivity
     from qvis.analysis.sensitivity import sensitivity
+    from qvis.analysis.widths import BitWidths
     from qvis.equalization.equalize import equalize
     from qvis.equalization.result import Equalization
     from qvis.errors import (
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "BitWidths": "qvis.analysis.widths",
+    "bit_widths": "qvis.analysis.bit_widths",
     "Equalization": "qvis.equalization.result",
     "NotRunnableError": "qvis.errors",
     "analyze": "qvis.analysis",
@@ -55,6 +59,7 @@ _HOMES = {
 
 __all__ = [
     "BadArgumentError",
+    "BitWidths",
     "Equalization",
     "NotRunnableError",
     "OutputError",
@@ -66,6 +71,7 @@ __all__ = [
     "UnsupportedModelError",
     "__version__",
     "analyze",
+    "bit_widths",
     "equalize",
     "exclusions",
     "sensitivity",
