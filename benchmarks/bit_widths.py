@@ -143,12 +143,11 @@ def describe(found: Finding) -> str:
         "  bits    kB   uniform       mix        gain     predicted   right: float, uniform, mix        CPU s",
     ]
     for row in found.rows:
-        right = (
-            "                           " if isnan(row.answers[0]) else "  ".join(f"{one:7.1%}" for one in row.answers)
-        )
+        right = " " * 25 if isnan(row.answers[0]) else "  ".join(f"{one:7.1%}" for one in row.answers)
         mark = " corrected" if row.corrected else ""
         lines.append(
-            f"  {row.average:4g} {row.bytes / 1e3:6.0f} {row.uniform_db:6.1f} dB {row.mix_db:6.1f} ±{row.spread_db:4.1f}"
+            f"  {row.average:4g} {row.bytes / 1e3:6.0f} {row.uniform_db:6.1f} dB {row.mix_db:6.1f}"
+            f" ±{row.spread_db:4.1f}"
             f" {row.gain_db:+6.1f} ±{row.error_db:4.1f} {row.predicted_db:8.1f} dB      {right}"
             f" {row.seconds:10.1f}{mark}"
         )

@@ -30,7 +30,7 @@ from qvis.words import listed_names
 WIDTHS = (8, 7, 6, 5, 4, 3, 2)
 GRANULARITIES: tuple[Granularity, ...] = ("tensor", "channel", 128, 64, 32)
 """What a table tells of each layer."""
-POINTS = 6
+POINTS = 8
 """Mixes of the frontier that are measured beside the one that was chosen."""
 SHOWN = 64
 """Mixes of the frontier that are named."""
@@ -315,8 +315,8 @@ class Search:
         """Measure mixes of other sizes, and put together what was found."""
         frontier = mixer.frontier(SHOWN)
         places = np.unique(np.linspace(0, len(frontier) - 1, POINTS).round().astype(int))
-        for at, mix in zip(places, mixer.measure([frontier[at] for at in places]), strict=True):
-            frontier[at] = mix
+        tried = dict(zip(places, mixer.learn(mixer.measure([frontier[at] for at in places])), strict=True))
+        frontier = [tried.get(at, mix) for at, mix in enumerate(mixer.predict(frontier))]
         network = self.opened.ready.network
         served = {layer.name for layer in mixer.layers}
         return BitWidths(

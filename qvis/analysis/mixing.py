@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import log
 
 import numpy as np
 
@@ -20,7 +21,7 @@ class Mixer:
     """The options of all layers, and mixes of them.
 
     Damages add up to first order only, and what a prediction leaves out is much the same for all mixes: so predictions
-    are corrected by what was measured with one width for all layers, see :meth:`measure_uniform`.
+    are corrected by what was measured of some, first with one width for all layers; see :meth:`learn`.
     """
 
     def __init__(
@@ -57,16 +58,22 @@ class Mixer:
     def measure_uniform(self, widths: Sequence[int]) -> None:
         """Try one width for all layers, and learn from it how far predictions are off."""
         made = [self._made([WeightGrid(width, self.first)] * len(self.layers)) for width in sorted(widths)]
-        measured = self.measure(made)
-        raw = [self._raw(mix) for mix in measured]
-        both = [(a, one.measured.mean) for a, one in zip(raw, measured, strict=True) if a and one.measured]
-        both = sorted((a, b) for a, b in both if b > 0)
-        if both:
-            a, b = np.log(np.array(both)).T
+        self.uniform = tuple(self.learn(self.measure(made)))
+
+    def learn(self, measured: Sequence[Mix]) -> list[Mix]:
+        """Correct predictions by these mixes from now on; the same with what is predicted of them then."""
+        sums = [self._raw(mix) for mix in measured]
+        means = [0.0 if mix.measured is None else mix.measured.mean for mix in measured]
+        known = sorted((log(a), log(b)) for a, b in zip(sums, means, strict=True) if a > 0 and b > 0)
+        if known:
+            a, b = np.array(known).T
             self._known = a, np.maximum.accumulate(b)
-        self.uniform = tuple(
-            replace(mix, predicted=self._correct(a)) if a else mix for mix, a in zip(measured, raw, strict=True)
-        )
+        return self.predict(measured)
+
+    def predict(self, mixes: Sequence[Mix]) -> list[Mix]:
+        """The mixes with their damage predicted anew, where all their grids were looked at."""
+        sums = map(self._raw, mixes)
+        return [replace(mix, predicted=self._correct(a)) if a else mix for mix, a in zip(mixes, sums, strict=True)]
 
     def _raw(self, mix: Mix) -> float:
         """The damage of a mix as the sum over layers; 0 where it was not predicted."""

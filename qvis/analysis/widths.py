@@ -145,7 +145,8 @@ class BitWidths:
     verified: Verified
     """What a run showed of them."""
     frontier: tuple[Mix, ...]
-    """The best mixes for other sizes, from the smallest to the largest; some of them measured."""
+    """The best mixes for other sizes, from the smallest to the largest. Some are measured, and what is predicted of the
+    others is corrected by these."""
     uniform: tuple[Mix, ...]
     """One width for all layers, from the narrowest to the widest, measured."""
     asked: str
