@@ -78,3 +78,16 @@ def visible(text: str) -> str:
         char if char == " " or unicodedata.category(char)[0] not in "CZ" else char.encode("unicode_escape").decode()
         for char in text
     )
+
+
+def size(bytes: float) -> str:
+    """Bytes in three digits, in units of a thousand.
+
+    >>> size(812), size(24002), size(1.25e6)
+    ('812 bytes', '24 kB', '1.25 MB')
+    """
+    value = float(f"{bytes:.3g}")
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= limit:
+            return f"{value / limit:,.10g} {unit}"
+    return f"{bytes:,.0f} byte{'' if bytes == 1 else 's'}"

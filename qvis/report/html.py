@@ -33,6 +33,7 @@ SCRIPTS = (
     "damage",
     "distributions",
     "figures",
+    "sorting",
     "table",
     "overview",
     "heatmap",

@@ -8,20 +8,14 @@ const table = (() => {
   const texts = rows.map((row) => `${row.cells[2].textContent} ${row.cells[3].textContent}`.toLowerCase());
   rows.forEach((row) => { byLayer[row.dataset.i] = row; });
 
-  function sort(column, down) {
-    const cell = (row) => row.cells[column];
-    const numeric = rows.length > 0 && "v" in cell(rows[0]).dataset;
-    const key = numeric ? (row) => cell(row).dataset.v === "" ? NaN : +cell(row).dataset.v : (row) => cell(row).textContent;
-    const keyed = rows.map((row, i) => [key(row), i, row]);
-    keyed.sort(([a, i], [b, j]) => {
-      if (Number.isNaN(a) || Number.isNaN(b)) return Number.isNaN(a) - Number.isNaN(b) || i - j;       // n/a stays last
-      return (a < b ? -1 : a > b ? 1 : 0) * (down ? -1 : 1) || i - j;
-    });
-    body.append(...keyed.map(([, , row]) => row));
-    heads.forEach((head, i) => { if (i === column) head.setAttribute("aria-sort", down ? "descending" : "ascending"); else head.removeAttribute("aria-sort"); });
-    $("#layers-title").textContent = column === 0 ? (down ? "Layers, best first" : "Layers, worst first") : "Layers";
-    detail.place();
-  }
+  const sort = sorting(body, heads, {
+    // words and ranks start with the smallest, measures with the worst
+    down: (column, head) => column === 1 || column >= 4 && !["sqnr", "sqnr-channel", "lev", "gain"].some((name) => head.classList.contains(name)),
+    then(column, down) {
+      $("#layers-title").textContent = column === 0 ? (down ? "Layers, best first" : "Layers, worst first") : "Layers";
+      detail.place();
+    },
+  });
 
   function filter() {
     const text = search.value.trim().toLowerCase();
@@ -35,19 +29,6 @@ const table = (() => {
 
   function clear() { search.value = ""; problems.checked = false; filter(); }
 
-  heads.forEach((head, column) => {
-    if (!("sort" in head.dataset)) return;
-    const button = element("button");
-    button.type = "button";
-    button.append(...head.childNodes);
-    head.append(button);
-    button.addEventListener("click", () => {
-      // words and ranks start with the smallest, measures with the worst
-      const first = column === 1 || column >= 4 && !head.classList.contains("sqnr") && !head.classList.contains("sqnr-channel") && !head.classList.contains("lev") && !head.classList.contains("gain");
-      const sorted = head.getAttribute("aria-sort");
-      sort(column, sorted ? sorted === "ascending" : first);
-    });
-  });
   search?.addEventListener("input", filter);
   problems?.addEventListener("change", filter);
   body?.addEventListener("click", (event) => {
