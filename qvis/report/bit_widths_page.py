@@ -19,6 +19,8 @@ LABELLED = 0.02
 """A layer with a smaller share of the weights has no number in the picture of the mix."""
 NAMED = 0.06
 """A layer with a smaller one has no name there."""
+DENSE = 150
+"""More layers have no lines between them there."""
 ALL_KEPT = 9999
 """What a column of dB sorts by where nothing is lost."""
 
@@ -40,6 +42,7 @@ def render_widths(document: Document) -> str:
         bars=list(_bars(document)),
         widths=tell_widths(document),
         figures=list(_figures(document)),
+        dense=len(document["layers"]) > DENSE,
         several=len({layer["granularity"] for layer in document["layers"]}) > 1 or len(document["granularities"]) > 1,
         lines=[round(bits) for bits in sorted({grid["bits"] for _, grid in _looked_at(document)})],
         highest=_highest(document),
@@ -69,15 +72,22 @@ def _rows(document: Document, columns: list[int]) -> Iterator[dict[str, Any]]:
     """The rows of ``widgets/widths.html.jinja``, in the model's own order."""
     for index, layer in enumerate(document["layers"]):
         place = document["chosen"]["grids"][index]
-        cells = [(layer["options"]["damage_db"][at], at == place) for at in columns]
+        cells = [(layer["options"]["damage_db"][at], _mark(document, at, place)) for at in columns]
         yield {
             **{key: layer[key] for key in ("name", "op", "weights", "bits", "bytes")},
             "shape": " × ".join(map(str, layer["shape"])),
             "granularity": tell_granularity(layer["granularity"]),
             "sorts": sort_key(layer["damage_db"]),
             "kept": tell_number(layer["damage_db"]),
-            "cells": [(sort_key(value), tell_number(value), on) for value, on in cells],
+            "cells": [(sort_key(value), tell_number(value), mark) for value, mark in cells],
         }
+
+
+def _mark(document: Document, place: int, chosen: int) -> str:
+    """How the cell of a grid is marked: where the mix has that grid, and where it has that width on another."""
+    if place == chosen:
+        return "on"
+    return "near" if document["grids"][place]["bits"] == document["grids"][chosen]["bits"] else ""
 
 
 def sort_key(value: float) -> str:
@@ -125,6 +135,13 @@ def tell_widths(document: Mapping[str, Any]) -> str:
     return "; ".join(parts) + "."
 
 
+def _tell_gain(gain: float) -> str:
+    apart = f"{abs(gain):.1f}"
+    if apart == "0.0":
+        return "the mix keeps as much"
+    return f"the mix keeps {apart} dB {'more' if gain > 0 else 'less'}"
+
+
 def _figures(document: Document) -> Iterator[tuple[str, str, str, str]]:
     """What is told of the chosen mix beside the chart: the name in tests, the term, the figure, and a remark."""
     chosen, sizes, found = document["chosen"], document["sizes"], document["verified"]
@@ -133,8 +150,7 @@ def _figures(document: Document) -> Iterator[tuple[str, str, str, str]]:
     yield "size", "Size of the model", size(sizes["bytes"]), f"{100 * whole:.0f} % of {size(sizes['float_bytes'])} in float"
     yield "kept", "The output keeps", tell_db(found["sqnr_db"]), f"measured, ± {found['spread_db']:.1f}"
     other = found["uniform_db"]
-    gain = f"the mix keeps {abs(found['gain_db']):.1f} dB {'more' if found['gain_db'] >= 0 else 'less'}"
-    remark = gain if other == other else "no one width takes as much"
+    remark = _tell_gain(found["gain_db"]) if other == other else "no one width takes as much"
     yield "uniform", "One width, equal size", tell_db(other), remark
     if found["accuracy"] is not None:
         share = found["accuracy"]["share"]

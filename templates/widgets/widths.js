@@ -18,6 +18,7 @@ const widths = await (async () => {
   const kept = (mix) => mix.measured_db ?? mix.predicted_db;
   const sure = (mix) => mix.measured_db === null ? "predicted" : `measured, ± ${mix.measured_spread_db.toFixed(1)}`;
   const sharing = (granularity) => typeof granularity === "number" ? `groups of ${granularity}` : `per ${granularity}`;
+  const apart = (by) => Math.abs(by).toFixed(1) === "0.0" ? "as much" : `${Math.abs(by).toFixed(1)} dB ${by < 0 ? "less" : "more"}`;
   const common = (mix) => `int${Math.round(mix.average_bits)}`;
 
   // What one width for all layers keeps at a size, as qvis.analysis.widths.interpolate has it.
@@ -69,16 +70,16 @@ const widths = await (async () => {
     $("[data-test=mix-title]").textContent = at === chosen ? "The chosen mix" : "Another mix";
     if (at === chosen) for (const [name, texts] of Object.entries(firstly)) figure(name, ...texts);
     else {
-      const gain = other === null ? "no one width takes as much" : `the mix keeps ${Math.abs(kept(mix) - other).toFixed(1)} dB ${kept(mix) >= other ? "more" : "less"}`;
+      const gain = other === null ? "no one width takes as much" : `the mix keeps ${apart(kept(mix) - other)}`;
       figure("average", `${mix.average_bits.toFixed(2)} bits`, "scales not counted");
       figure("size", size(bytes), `${Math.round(100 * bytes / sizes.float_bytes)}\u00a0% of ${size(sizes.float_bytes)} in float`);
       figure("kept", db(kept(mix)), sure(mix));
       figure("uniform", db(other), gain);
       figure("accuracy", mix.accuracy ? `${(100 * mix.accuracy.share).toFixed(1)}\u00a0%` : "n/a", mix.accuracy ? "" : "not counted for this mix");
     }
-    const change = bytes / sizes.bytes - 1, apart = kept(mix) - verified.sqnr_db;
+    const change = bytes / sizes.bytes - 1;
     $("[data-test=change]").textContent = at === chosen ? `${words.count(mixes.length, "mix").replace(/s$/, "es")} to look at.`
-      : `${Math.abs(100 * change).toFixed(0)}\u00a0% ${change < 0 ? "smaller" : "larger"} than the chosen mix, ${Math.abs(apart).toFixed(1)} dB ${apart < 0 ? "less" : "more"}.`;
+      : `${Math.abs(100 * change).toFixed(0)}\u00a0% ${change < 0 ? "smaller" : "larger"} than the chosen mix, ${apart(kept(mix) - verified.sqnr_db)}.`;
     back.hidden = at === chosen;
     slider.value = at;
     slider.setAttribute("aria-valuetext", `${mix.average_bits.toFixed(2)} bits on average, ${size(bytes)}, ${db(kept(mix))} ${sure(mix)}`);

@@ -30,6 +30,7 @@ const table = (() => {
         const at = row.cells[FIRST + column], value = one < 0 ? null : kept(i, one);
         fill(at, value, text(value));
         at.classList.toggle("on", one === grid);
+        at.classList.toggle("near", one !== grid && grids[columns[column]].bits === bits);
       });
     });
     $("[data-test=columns-for]").textContent = widths.sharing(isNaN(granularity) ? granularity : +granularity);
