@@ -62,7 +62,9 @@ def make_widths(
         size = sum(one.bytes for one in chosen)
         return Mix(pairs, size, codes / weights, damage, Draws(damage * 1.1, 0.4) if tried else None)
 
-    best = Frontier([np.array([o.damage for o in o_]) for o_ in own], [np.array([float(o.bytes) for o in o_]) for o_ in own])
+    best = Frontier(
+        [np.array([o.damage for o in o_]) for o_ in own], [np.array([float(o.bytes) for o in o_]) for o_ in own]
+    )
     corners = sorted({int(i) for i in np.linspace(0, len(best.weights) - 1, 30)})
     places = [best.at(corner) for corner in corners]
     tried = {int(i) for i in np.linspace(0, len(corners) - 1, measured)}

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import isfinite, nan
-from typing import NamedTuple
+from os import PathLike
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from qvis.analysis.damage import Draws
-from qvis.errors import BadArgumentError
+from qvis.errors import BadArgumentError, OutputError
 from qvis.layers import FloatArray, Network, Skipped, decibels
 from qvis.noise import Granularity, WeightGrid
 from qvis.quantization.grids import SCALE_BITS
+
+if TYPE_CHECKING:
+    from qvis.report import Report
 
 FLOAT_BYTES = 4
 """Of a number that is not rounded."""
@@ -197,6 +201,45 @@ class BitWidths:
         if found.accuracy is not None:
             text += f"; {found.accuracy.share:.1%} of the answers are right, {found.float_accuracy:.1%} in float"
         return text + "."
+
+    def write(self, out_dir: str | PathLike[str], formats: Sequence[str] = ("html",)) -> Report:
+        """Write the page into ``out_dir`` as ``bit_widths.html``; see :meth:`qvis.Report.write`."""
+        from qvis.report.bit_widths import WidthsReport
+
+        return WidthsReport(self).write(out_dir, formats)
+
+    def export(self, path: str | PathLike[str], format: str = "json") -> tuple[str, ...]:
+        """Write the chosen widths down for a tool; see :func:`qvis.exporting.export_widths`.
+
+        Parameters
+        ----------
+        path
+            The file. One that is there is replaced if it is such an export of qvis, else left alone.
+        format
+            ``json``, ``csv``, ``aimet``, ``torchao`` or ``onnxruntime``.
+
+        Returns
+        -------
+        tuple of str
+            By the names of layers, what the file does not tell or tells otherwise, and why; then how to use it.
+
+        Raises
+        ------
+        BadArgumentError
+            There is no such format, or the model's layers are not at hand.
+        OutputError
+            The tool cannot be told any of the layers, the file cannot be written, or somebody else wrote it.
+        """
+        from qvis.exporting import export_widths
+        from qvis.exporting.files import write_export
+
+        if self.network is None:
+            raise BadArgumentError("export: the layers of the model are not at hand; call qvis.bit_widths once more")
+        made = export_widths(self.network, self.chosen.grids, format)
+        if not made.text:
+            raise OutputError(f"format: {format!r} cannot be told any of the layers; {'; '.join(made.notes)}")
+        write_export(path, made.text, format)
+        return made.notes
 
     def __repr__(self) -> str:
         return f"<bit widths of {self.name}, {self.source}, {self.asked}: {self.verdict}>"

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from qvis.cli import check, compare, demo, equalize, report, sensitivity
+from qvis.cli import bits, check, compare, demo, equalize, report, sensitivity
 from qvis.version import __version__
 
 INTERRUPTED = 130
@@ -60,6 +60,7 @@ for name, command, examples in (
     ("report", report.report, report.EXAMPLES),
     ("sensitivity", sensitivity.sensitivity, sensitivity.EXAMPLES),
     ("equalize", equalize.equalize, equalize.EXAMPLES),
+    ("bits", bits.bits, bits.EXAMPLES),
     ("compare", compare.compare, compare.EXAMPLES),
     ("check", check.check, check.EXAMPLES),
     ("demo", demo.demo, demo.EXAMPLES),

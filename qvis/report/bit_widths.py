@@ -12,6 +12,7 @@ from qvis.exporting import FORMATS, export_widths
 from qvis.layers import decibels
 from qvis.noise import WeightGrid
 from qvis.report.bit_widths_text import render_widths_markdown, tell_details
+from qvis.report.cells import shorten
 from qvis.report.document import SCHEMA_VERSION, Document, Sentence, plain
 from qvis.report.report import Report
 from qvis.report.sensitivity import significant
@@ -23,6 +24,8 @@ TOOLS = tuple(name for name in FORMATS if name not in ("json", "csv"))
 """Formats whose texts a document holds, for the chosen mix."""
 LONGEST_TEXT = 400_000
 """Characters of such a text; a longer one is only written to a file."""
+LONGEST_NOTE = 500
+"""Characters of a note, which may name all layers."""
 FIRST = 3
 """Details that stand right below the verdict."""
 
@@ -36,6 +39,11 @@ class WidthsReport(Report):
     def __init__(self, found: BitWidths) -> None:
         super().__init__(summarize_widths(found), ())
         self.layers = list(found.layers)
+
+    @property
+    def document(self) -> Document:
+        """What all forms of the report are made from."""
+        return self._document
 
     @property
     def problematic_layers(self) -> list[Any]:
@@ -172,7 +180,7 @@ def _exports(found: BitWidths) -> list[Document]:
     exports = []
     for name in TOOLS:
         written = export_widths(found.network, found.chosen.grids, name)
-        notes, text = list(written.notes), written.text
+        notes, text = [shorten(note, LONGEST_NOTE) for note in written.notes], written.text
         if len(text) > LONGEST_TEXT:
             notes.insert(0, f"{size(len(text))} are too long to be shown; qvis bits --export {name}=FILE writes them")
             text = ""

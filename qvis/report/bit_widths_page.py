@@ -147,7 +147,12 @@ def _figures(document: Document) -> Iterator[tuple[str, str, str, str]]:
     chosen, sizes, found = document["chosen"], document["sizes"], document["verified"]
     yield "average", "Average width", f"{chosen['average_bits']:.2f} bits", "scales not counted"
     whole = sizes["bytes"] / sizes["float_bytes"] if sizes["float_bytes"] else 1
-    yield "size", "Size of the model", size(sizes["bytes"]), f"{100 * whole:.0f} % of {size(sizes['float_bytes'])} in float"
+    yield (
+        "size",
+        "Size of the model",
+        size(sizes["bytes"]),
+        f"{100 * whole:.0f} % of {size(sizes['float_bytes'])} in float",
+    )
     yield "kept", "The output keeps", tell_db(found["sqnr_db"]), f"measured, ± {found['spread_db']:.1f}"
     other = found["uniform_db"]
     remark = _tell_gain(found["gain_db"]) if other == other else "no one width takes as much"
@@ -158,5 +163,3 @@ def _figures(document: Document) -> Iterator[tuple[str, str, str, str]]:
         if found["uniform_accuracy"] == found["uniform_accuracy"]:
             remark += f", {tell_share(found['uniform_accuracy'])} with one width"
         yield "accuracy", "Right answers", tell_share(share), remark
-
-

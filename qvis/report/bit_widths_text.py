@@ -21,13 +21,13 @@ LINES = 20
 
 
 def tell_details(document: Document, *, uniform: bool = True) -> list[str]:
-    """What the verdict rests on, the most important first; ``uniform`` is whether to tell of one width for all layers."""
+    """What the verdict rests on, the most important first; with ``uniform`` also one width for all layers."""
     sizes, chosen, found = document["sizes"], document["chosen"], document["verified"]
     layers = len(document["layers"])
     details = [
         f"Asked for: {document['asked']}. The model takes {size(sizes['bytes'])} instead of"
-        f" {size(sizes['float_bytes'])} in float: {size(chosen['bytes'])} for {count(layers, 'layer')}, scales included,"
-        f" and {size(sizes['rest_bytes'])} for numbers that are not rounded."
+        f" {size(sizes['float_bytes'])} in float: {size(chosen['bytes'])} for {count(layers, 'layer')}, scales"
+        f" included, and {size(sizes['rest_bytes'])} for numbers that are not rounded."
     ]
     if found["accuracy"] is not None:
         details.append(_accuracy(found))
@@ -44,7 +44,9 @@ def tell_details(document: Document, *, uniform: bool = True) -> list[str]:
 
 def _accuracy(found: Document) -> str:
     share, error = found["accuracy"]["share"], found["accuracy"]["error"]
-    text = f"Of {count(found['answers'], 'answer')} {tell_share(share)} are right, {tell_share(found['float_accuracy'])}"
+    text = (
+        f"Of {count(found['answers'], 'answer')} {tell_share(share)} are right, {tell_share(found['float_accuracy'])}"
+    )
     text += " in float"
     other = found["uniform_accuracy"]
     if not isfinite(other):
@@ -196,14 +198,15 @@ def _layer_lines(document: Document, all_rows: bool) -> Iterator[str]:
     first = document["granularities"][0]
     places = [place for place in by_width(document, first) if document["grids"][place]["bits"] == COMPARED]
     several = len(document["granularities"]) > 1
-    head = f"{'Layer':{NAME_WIDTH}} {'Weights':>11} {'Bits':>4}{'  Grid         ' if several else ''}"
+    room = NAME_WIDTH - (14 if several else 0)
+    head = f"{'Layer':{room}} {'Weights':>11} {'Bits':>4}{'  Grid         ' if several else ''}"
     yield f"{head} {f'int{COMPARED}' if places else '':>8} {'Chosen':>9}"
     for layer in shown:
-        name = shorten(visible(layer["name"]), NAME_WIDTH)
+        name = shorten(visible(layer["name"]), room)
         grid = f"  {tell_granularity(layer['granularity']):13}" if several else ""
         wide = tell_db(layer["options"]["damage_db"][places[0]]) if places else ""
         yield (
-            f"{name:{NAME_WIDTH}} {layer['weights']:11,} {layer['bits']:4}{grid} {wide:>8} {tell_db(layer['damage_db']):>9}"
+            f"{name:{room}} {layer['weights']:11,} {layer['bits']:4}{grid} {wide:>8} {tell_db(layer['damage_db']):>9}"
         )
     if len(layers) > len(shown):
         yield f"and {len(layers) - len(shown):,} layers that do less damage; --all shows them"
