@@ -34,7 +34,7 @@ EXAMPLES = (
     "qvis bits model.onnx --data images/ --target-size 2.5MB --widths 8,4 --export onnxruntime=quantize.py",
     "qvis bits model.keras --example-inputs 1x224x224x3 --max-damage 20dB",
 )
-WIDTHS = "8,6,4,3,2"
+WIDTHS = "8,7,6,5,4,3,2"
 UNITS = {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 

@@ -13,12 +13,14 @@ from qvis.cli.progress import Work
 EXAMPLES = ("qvis demo", "qvis demo -o review")
 
 SAMPLES = 32
+AVERAGE_BITS = 5
 TITLE = "DigitsNet"
 FOLDED = f"{TITLE} with BatchNorm folded"
 LEAD = (
     "A small network that reads handwritten digits comes with qvis, with 128 pictures that it has never seen. Before it"
     " is quantized, each BatchNorm is folded into the convolution before it. What it computes stays the same; the"
-    " weights that are rounded do not, and one layer suffers. Equalizing mends it without retraining."
+    " weights that are rounded do not, and one layer suffers. Equalizing mends it without retraining, and fewer bits"
+    " suffice where each layer gets a width of its own."
 )
 
 
@@ -31,23 +33,29 @@ def demo(out: OutDir = Path("qvis-report")) -> None:
         work.say("Loading")
         from qvis.adapters.digits import load_digits_model, load_digits_samples
         from qvis.analysis import analyze
+        from qvis.analysis.bit_widths import bit_widths
         from qvis.analysis.comparison import compare
         from qvis.equalization.equalize import equalize
         from qvis.report import Report
+        from qvis.report.bit_widths import WidthsReport
         from qvis.report.document import summarize, summarize_changes
         from qvis.report.index import check_index, write_index
 
         check_index(out)
-        model, (pictures, _) = load_digits_model(), load_digits_samples()
+        model, (pictures, digits) = load_digits_model(), load_digits_samples()
         judged = analyze(model, inputs=pictures, measure="top", name=FOLDED, progress=work.layers, track=work.steps)
         method = "noise" if find_spec("scipy") and find_spec("threadpoolctl") else "square root"
         equalized = equalize(model, pictures[:SAMPLES], method=method, name=FOLDED, track=work.steps)
+        mixed = bit_widths(model, pictures, labels=digits, average_bits=AVERAGE_BITS, name=FOLDED, track=work.steps)
         work.say("Writing")
         comparison = compare(equalized.before, equalized.after)
         documents = [summarize(judged, kind) for kind in ("sensitivity", "relative_weight_ranges", "weight_ranges")]
         written = [Report(document, judged.layers).write(out) for document in documents]
         documents.append(summarize_changes(comparison, equalized))
         written.append(Report(documents[-1], comparison.layers).write(out))
+        widths = WidthsReport(mixed)
+        documents.append(widths.document)
+        written.append(widths.write(out))
         index = write_index(out, documents, title=TITLE, lead=LEAD)
     for report in written:
         print(f"{report.path}: {report.verdict}")

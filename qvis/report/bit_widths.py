@@ -118,8 +118,8 @@ class _Grids:
         return {
             "bytes": mix.bytes,
             "average_bits": significant(mix.average_bits, 6),
-            "predicted_db": significant(mix.predicted_db),
-            "measured_db": significant(mix.measured_db),
+            "predicted_db": significant(mix.predicted_db, 6),
+            "measured_db": significant(mix.measured_db, 6),
             "measured_spread_db": nan if measured is None else significant(measured.spread_db, 2),
             "accuracy": _accuracy(mix.accuracy),
             "grids": [self.place(mix.grids[name]) for name in self.names],
@@ -134,10 +134,10 @@ def _accuracy(accuracy: Accuracy | None) -> Document | None:
 
 def _verified(found: Verified) -> Document:
     return {
-        "sqnr_db": significant(found.sqnr_db),
+        "sqnr_db": significant(found.sqnr_db, 6),
         "spread_db": significant(found.spread_db, 2),
-        "uniform_db": significant(found.uniform_db),
-        "gain_db": significant(found.gain_db),
+        "uniform_db": significant(found.uniform_db, 6),
+        "gain_db": significant(found.gain_db, 6),
         "accuracy": _accuracy(found.accuracy),
         "uniform_accuracy": significant(found.uniform_accuracy),
         "float_accuracy": significant(found.float_accuracy),
@@ -170,7 +170,7 @@ def _layer(layer: LayerWidths, found: BitWidths, table: _Grids) -> Document:
 
 
 def _decibels(option: Option | None) -> float:
-    return nan if option is None else significant(decibels(1.0, option.damage))
+    return nan if option is None else significant(decibels(1.0, option.damage), 6)
 
 
 def _exports(found: BitWidths) -> list[Document]:

@@ -21,6 +21,7 @@ ABOUT = {
     "sensitivity": "What rounding each layer does to the output, at every width, and what would help.",
     "relative_weight_ranges": "How unequal the channels of each layer are, and what one grid for all of them costs.",
     "weight_ranges": "Minimum, quartiles, mean and maximum of every channel of every layer.",
+    "bit_widths": "A width for each layer instead of one for all, what that brings, and what other sizes would cost.",
     "changes_after_optimization": "Both versions on common axes, with the difference shaded.",
 }
 STYLES = ("page", "index")
@@ -81,7 +82,7 @@ def _entry(document: Document) -> dict[str, Any]:
         "title": document["title"],
         "about": f"{names}. {about}",
         "sentence": document["verdict"]["sentence"],
-        "counts": [(level, number) for level, number in models[-1]["counts"].items() if number],
+        "counts": [(level, number) for level, number in models[-1].get("counts", {}).items() if number],
     }
 
 
