@@ -19,7 +19,7 @@ from qvis.errors import OutputError
 from qvis.report.document import summarize
 from qvis.report.index import render_index, write_index
 
-PAGES = ("sensitivity", "relative_weight_ranges", "weight_ranges", "changes_after_optimization")
+PAGES = ("sensitivity", "relative_weight_ranges", "weight_ranges", "changes_after_optimization", "bit_widths")
 
 
 class Page(HTMLParser):
@@ -66,15 +66,18 @@ def test_the_demo_writes_its_pages_and_the_index_and_nothing_else(demo: Path) ->
 
 def test_the_index_links_each_page_with_its_true_verdict(demo: Path) -> None:
     judged = analyze(load_digits_model(), inputs=load_digits_samples()[0], measure="top")
-    expected = [summarize(judged, kind)["verdict"]["text"] for kind in PAGES[:-1]]
+    expected = [summarize(judged, kind)["verdict"]["text"] for kind in PAGES[:3]]
     index = Page((demo / "index.html").read_text(encoding="utf-8"))
     assert index.values("a", "href") == [f"{name}.html" for name in PAGES]
-    assert index.verdicts[:-1] == expected
+    assert index.verdicts[:3] == expected
     kept = re.fullmatch(
-        r"At int8 with .*, the output keeps (.*) dB instead of (.*) \(± .*\): worth it.", index.verdicts[-1]
+        r"At int8 with .*, the output keeps (.*) dB instead of (.*) \(± .*\): worth it.", index.verdicts[3]
     )
     assert kept
     assert float(kept[1]) > float(kept[2]) + 15
+    assert re.fullmatch(
+        r"Measured on 64 samples: at .* bits on average the output keeps .* in float\.", index.verdicts[4]
+    )
     for href in index.values("a", "href"):
         assert (demo / href).is_file()
 

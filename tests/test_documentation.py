@@ -18,7 +18,9 @@ from qvis.adapters.digits import load_digits_model
 from qvis.analysis import analyze_network
 from qvis.analysis.comparison import compare
 from qvis.layers import Layer, LayerAnalysis, Network, Severity, Skipped, Thresholds
+from qvis.report.bit_widths import summarize_widths
 from qvis.report.document import Document, jsonable, summarize, summarize_changes
+from tests.widths import make_widths
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the documentation is not in this tree")
@@ -64,6 +66,7 @@ def documents() -> list[Document]:
         summarize_changes(compare(one, two)),
         summarize(run, "sensitivity"),
         equalized,
+        summarize_widths(make_widths(corrected=("Others were tried.",))),
     ]
 
 
