@@ -136,6 +136,8 @@ def tell_widths(document: Mapping[str, Any]) -> str:
 
 
 def _tell_gain(gain: float) -> str:
+    if not isfinite(gain):
+        return ""
     apart = f"{abs(gain):.1f}"
     if apart == "0.0":
         return "the mix keeps as much"
@@ -155,7 +157,7 @@ def _figures(document: Document) -> Iterator[tuple[str, str, str, str]]:
     )
     yield "kept", "The output keeps", tell_db(found["sqnr_db"]), f"measured, ± {found['spread_db']:.1f}"
     other = found["uniform_db"]
-    remark = _tell_gain(found["gain_db"]) if other == other else "no one width takes as much"
+    remark = _tell_gain(found["gain_db"]) if other == other else "none takes as many bytes"
     yield "uniform", "One width, equal size", tell_db(other), remark
     if found["accuracy"] is not None:
         share = found["accuracy"]["share"]

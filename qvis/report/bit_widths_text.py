@@ -35,9 +35,10 @@ def tell_details(document: Document, *, uniform: bool = True) -> list[str]:
         kept = ", ".join(f"{tell_db(mix['measured_db'])} at {tell_uniform(mix)}" for mix in document["uniform"])
         details.append(f"One width for all layers keeps {kept}.")
     predicted = chosen["predicted_db"]
+    told = f"; predicted were {tell_db(predicted)}" if isfinite(predicted) else ""
     details.append(
         f"The {tell_db(found['sqnr_db'])} are the mean over draws of the rounding, whose standard deviation is"
-        f" {found['spread_db']:.1f} dB{f'; predicted were {tell_db(predicted)}' if predicted == predicted else ''}."
+        f" {found['spread_db']:.1f} dB{told}."
     )
     return [*details, *document["corrected"], *document["notes"]]
 

@@ -70,7 +70,7 @@ const widths = await (async () => {
     $("[data-test=mix-title]").textContent = at === chosen ? "The chosen mix" : "Another mix";
     if (at === chosen) for (const [name, texts] of Object.entries(firstly)) figure(name, ...texts);
     else {
-      const gain = other === null ? "no one width takes as much" : `the mix keeps ${apart(kept(mix) - other)}`;
+      const gain = other === null ? "none takes as many bytes" : `the mix keeps ${apart(kept(mix) - other)}`;
       figure("average", `${mix.average_bits.toFixed(2)} bits`, "scales not counted");
       figure("size", size(bytes), `${Math.round(100 * bytes / sizes.float_bytes)}\u00a0% of ${size(sizes.float_bytes)} in float`);
       figure("kept", db(kept(mix)), sure(mix));

@@ -8,6 +8,7 @@ const table = (() => {
   const place = (bits, granularity) => grids.findIndex((grid) => grid.bits === bits && String(grid.granularity) === granularity);
   // JSON has no infinity: a damage of nothing is what is kept in full
   const kept = (i, grid) => { const one = layers[i].options; return one.damage[grid] === 0 ? Infinity : one.damage_db[grid] ?? null; };
+  const whole = new Intl.NumberFormat("en");
   const text = (value) => value === null ? "n/a" : isKnown(value) ? value.toFixed(1).replace("-", "−") : "all";
   const key = (value) => value === null ? "" : isKnown(value) ? value : ALL_KEPT;
 
@@ -24,7 +25,7 @@ const table = (() => {
       cell.dataset.v = bits;
       $("b", cell).textContent = bits;
       if (several) $("small", cell).textContent = widths.sharing(own);
-      fill(row.cells[5], bytes, bytes.toLocaleString("en"));
+      fill(row.cells[5], bytes, whole.format(bytes));
       fill(row.cells[6], kept(i, grid), text(kept(i, grid)));
       shown.forEach((one, column) => {
         const at = row.cells[FIRST + column], value = one < 0 ? null : kept(i, one);
