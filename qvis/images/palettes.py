@@ -44,12 +44,17 @@ def learn(samples: np.ndarray[Any, Any], count: int) -> FloatArray:
 
 def distinct(pixels: np.ndarray[Any, Any]) -> IntArray:
     """The colours of pixels (pixels, channels), each once, in order."""
+    found = np.unique(pack_colours(pixels))
+    shifts = 16 * np.arange(pixels.shape[1])[::-1]
+    return found[:, None] >> shifts & 0xFFFF
+
+
+def pack_colours(pixels: np.ndarray[Any, Any]) -> IntArray:
+    """Each colour as one number; they are ordered as the colours are."""
     packed = np.zeros(len(pixels), dtype=np.int64)
     for channel in pixels.T:
         packed = packed << 16 | channel.astype(np.int64)
-    found = np.unique(packed)
-    shifts = 16 * np.arange(pixels.shape[1])[::-1]
-    return found[:, None] >> shifts & 0xFFFF
+    return packed
 
 
 def nearest(pixels: np.ndarray[Any, Any], palette: FloatArray) -> IntArray:
