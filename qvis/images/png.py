@@ -18,6 +18,8 @@ GREY, COLOUR, INDEXED = 0, 2, 3
 """Types of colour in PNG."""
 LEVEL = 6
 """zlib's usual effort, which browsers have as well."""
+MARK = b"Software\x00qvis"
+"""Says who wrote the file."""
 
 
 def encode_png(samples: np.ndarray[Any, Any]) -> bytes:
@@ -39,7 +41,8 @@ def encode_png(samples: np.ndarray[Any, Any]) -> bytes:
         rows = np.pad(filtered(samples), ((0, 0), (1, 0)), constant_values=4)
     header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
     data = zlib.compress(rows.tobytes(), LEVEL)
-    return SIGNATURE + _chunk(b"IHDR", header) + table + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
+    head = SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"tEXt", MARK)
+    return head + table + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
 
 
 def filtered(samples: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:

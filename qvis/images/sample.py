@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qvis.images.loading import Picture
+from qvis.images.quantizing import Samples
 from qvis.layers import FloatArray
 
 WIDTH, HEIGHT = 960, 600
@@ -29,7 +29,7 @@ LETTERS = {
 """Rows of 5 by 7 dots."""
 
 
-def draw_sample() -> Picture:
+def draw_sample() -> Samples:
     """The sample, (600, 960, 3) of uint8; the same each time."""
     y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.float64)
     scene = _sky(x, y)
@@ -45,7 +45,7 @@ def draw_sample() -> Picture:
         ("8 4 2 1 bits", 64, 292, 1, (0.10, 0.13, 0.25)),
     ):
         _write(scene, text, left, top, size, colour)
-    return Picture(NAME, np.rint(np.clip(scene, 0, 1) * 255).astype(np.uint8), (WIDTH, HEIGHT))
+    return np.rint(np.clip(scene, 0, 1) * 255).astype(np.uint8)
 
 
 def _sky(x: FloatArray, y: FloatArray) -> FloatArray:

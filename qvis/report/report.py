@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import webbrowser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -27,7 +27,60 @@ MARKS = {
 MARK_WITHIN = 4096
 
 
-class Report:
+class Written:
+    """Something with a page, and the files that were written of it.
+
+    Attributes
+    ----------
+    path
+        The HTML page, or the first file written; ``None`` as long as nothing is written.
+    paths
+        Every file written, by format.
+    """
+
+    def __init__(self) -> None:
+        self.paths: dict[str, Path] = {}
+
+    @property
+    def path(self) -> Path | None:
+        """The HTML page if there is one, else the first file."""
+        return self.paths.get("html") or next(iter(self.paths.values()), None)
+
+    @property
+    def verdict(self) -> str:
+        """The finding in one sentence."""
+        raise NotImplementedError
+
+    def to_html(self) -> str:
+        """The page."""
+        raise NotImplementedError
+
+    def open(self) -> None:
+        """Show the page in the browser.
+
+        Raises
+        ------
+        BadArgumentError
+            No page has been written.
+        """
+        if "html" not in self.paths:
+            raise BadArgumentError("open: no page was written, expected 'html' among the formats; call write(out_dir)")
+        webbrowser.open(self.paths["html"].resolve().as_uri())
+
+    def __repr__(self) -> str:
+        where = f" in {str(self.path)!r}" if self.path else ""
+        return f"<qvis report{where}: {self.verdict}>"
+
+    def _repr_html_(self) -> str:
+        """The page inside a notebook's cell, in a frame of its own so that neither disturbs the other."""
+        page = html.escape(self.to_html(), quote=True)
+        return (
+            f'<iframe srcdoc="{page}" sandbox="allow-scripts allow-downloads allow-modals" title="qvis report"'
+            ' style="width: 100%; height: 800px; border: 0"></iframe>'
+        )
+
+
+class Report(Written):
     """The result of one of the visualizations.
 
     Attributes
@@ -42,14 +95,9 @@ class Report:
     """
 
     def __init__(self, document: Document, layers: Sequence[LayerAnalysis | LayerChange]) -> None:
+        super().__init__()
         self._document = document
         self.layers = list(layers)
-        self.paths: dict[str, Path] = {}
-
-    @property
-    def path(self) -> Path | None:
-        """The HTML page if there is one, else the first file."""
-        return self.paths.get("html") or next(iter(self.paths.values()), None)
 
     @property
     def verdict(self) -> str:
@@ -114,30 +162,6 @@ class Report:
         self.paths = targets
         return self
 
-    def open(self) -> None:
-        """Show the page in the browser.
-
-        Raises
-        ------
-        BadArgumentError
-            No page has been written.
-        """
-        if "html" not in self.paths:
-            raise BadArgumentError("open: no page was written, expected 'html' among the formats; call write(out_dir)")
-        webbrowser.open(self.paths["html"].resolve().as_uri())
-
-    def __repr__(self) -> str:
-        where = f" in {str(self.path)!r}" if self.path else ""
-        return f"<qvis report{where}: {self.verdict}>"
-
-    def _repr_html_(self) -> str:
-        """The page inside a notebook's cell, in a frame of its own so that neither disturbs the other."""
-        page = html.escape(self.to_html(), quote=True)
-        return (
-            f'<iframe srcdoc="{page}" sandbox="allow-scripts allow-downloads allow-modals" title="qvis report"'
-            ' style="width: 100%; height: 800px; border: 0"></iframe>'
-        )
-
 
 def make_folder(folder: Path) -> None:
     """Make the folder to write to, with those above it."""
@@ -165,17 +189,17 @@ def refuse_foreign(path: Path, mark: bytes) -> None:
         )
 
 
-def write_all(files: dict[Path, str]) -> None:
+def write_all(files: Mapping[Path, str | bytes]) -> None:
     """Write beside the targets first, then rename, so that a failure leaves all as it was."""
     written: list[tuple[str, Path]] = []
     replaced: list[tuple[Path, bytes | None]] = []
     target = Path()
     try:
-        for target, text in files.items():
+        for target, content in files.items():
             handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
             written.append((temporary, target))
             with os.fdopen(handle, "wb") as file:
-                file.write(text.encode("utf-8", errors="replace"))
+                file.write(content if isinstance(content, bytes) else content.encode("utf-8", errors="replace"))
             os.chmod(temporary, 0o666 & ~_umask())
         for temporary, target in written:
             before = target.read_bytes() if target.exists() else None

@@ -87,11 +87,30 @@ const measuring = (() => {
     }
     return rows;
   }
-  async function pngBytes(picture, few) {
-    const use = picture.depth === 8 && few, bits = use ? [1, 2, 4, 8].find((one) => few.length <= 2 ** one) : 0;
-    const rows = use ? indexed(picture, few, bits) : paeth(picture);
-    const packed = await new Response(new Blob([rows]).stream().pipeThrough(new CompressionStream("deflate"))).arrayBuffer();
-    return 8 + 25 + 12 + 12 + packed.byteLength + (use ? 12 + 3 * few.length : 0);
+  const zlib = async (bytes) => new Uint8Array(await new Response(new Blob([bytes]).stream().pipeThrough(new CompressionStream("deflate"))).arrayBuffer());
+  async function deflated(picture, few) {
+    const bits = picture.depth === 8 && few ? [1, 2, 4, 8].find((one) => few.length <= 2 ** one) : 0;
+    return {bits, data: await zlib(bits ? indexed(picture, few, bits) : paeth(picture))};
+  }
+
+  const CRC = Uint32Array.from({length: 256}, (_, n) => { for (let k = 0; k < 8; k++) n = n & 1 ? 0xedb88320 ^ n >>> 1 : n >>> 1; return n; });
+  function chunk(name, content) {
+    const made = new Uint8Array(12 + content.length), view = new DataView(made.buffer);
+    view.setUint32(0, content.length);
+    made.set([...name].map((c) => c.charCodeAt(0)), 4); made.set(content, 8);
+    let crc = -1;
+    for (let i = 4; i < made.length - 4; i++) crc = CRC[(crc ^ made[i]) & 255] ^ crc >>> 8;
+    view.setUint32(made.length - 4, ~crc);
+    return made;
+  }
+  // The file that Python would write.
+  async function png(picture) {
+    const {few} = coloursOf(picture), {bits, data} = await deflated(picture, few), header = new Uint8Array(13), view = new DataView(header.buffer), parts = [];
+    view.setUint32(0, picture.width); view.setUint32(4, picture.height);
+    header.set([bits || picture.depth, bits ? 3 : picture.channels === 3 ? 2 : 0], 8);
+    if (bits) parts.push(chunk("PLTE", Uint8Array.from(few.flatMap((one) => picture.channels === 1 ? [one, one, one] : [Math.floor(one / 2 ** 32), Math.floor(one / 65536) % 65536, one % 65536]))));
+    const mark = Uint8Array.from([..."Software\0qvis"].map((c) => c.charCodeAt(0)));
+    return new Blob([Uint8Array.of(137, 80, 78, 71, 13, 10, 26, 10), chunk("IHDR", header), chunk("tEXt", mark), ...parts, chunk("IDAT", data), chunk("IEND", new Uint8Array(0))], {type: "image/png"});
   }
 
   function histogram({samples, channels, depth}) {
@@ -102,12 +121,12 @@ const measuring = (() => {
 
   // All figures of a quantized picture, or of the original where it is compared with itself.
   async function measure(original, grey, known, changed) {
-    const {count, few} = coloursOf(changed), png = await pngBytes(changed, few);
+    const {count} = coloursOf(changed), bytes = (await png(changed)).size;
     const against = changed.channels === 1 ? grey : original;
     return {
-      colours: count, png_bytes: png, ratio: original.samples.byteLength / png,
+      colours: count, png_bytes: bytes, ratio: original.samples.byteLength / bytes,
       psnr: psnr(against.samples, changed.samples, original.depth), ssim: ssim(grey, known, quantizing.luminance(changed)),
     };
   }
-  return {measure, prepare, histogram};
+  return {measure, prepare, histogram, png};
 })();

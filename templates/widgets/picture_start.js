@@ -1,0 +1,3 @@
+// Everything answers: show the first picture.
+frame.showTheme();
+await frame.start(choice.select(0));
