@@ -30,6 +30,8 @@ SCRIPTS = ("chart", "picture_store", "picture_words", "picture_view", "picture_g
 WORKER = ("picture_quantizing", "picture_figures", "picture_files", "picture_worker")
 SMALL = 200
 """Sides in pixels of the small pictures that stand there without a script."""
+FOUND = ("bits", "colours", "png_bytes", "ratio", "psnr", "ssim")
+"""Figures that the page is told, so that it need not measure them anew; an infinite or undefined one is left out."""
 COSTS = (8, 4, 2, 1)
 """Bits whose cost to the model is told."""
 
@@ -157,6 +159,7 @@ def _entry(picture: Picture, kind: str, figures: Sequence[Figures], settings: Se
         "given": list(picture.given),
         "notes": list(picture.notes),
         "figures": [_row(one, at == 0) for at, one in enumerate(figures)],
+        "found": [{key: getattr(one, key) for key in FOUND if isfinite(getattr(one, key))} for one in figures],
         "small": [_image(smaller), *(_image(one) for one in pictures.values())],
         "is_small": smaller is not picture.samples,
     }

@@ -1,7 +1,8 @@
 // What belongs to the picture that is shown: the small pictures of all depths, the table, and the figures beside the view.
 const gallery = (() => {
   const {state, pictures} = store, busy = $("[data-test=busy]");
-  let turn = 0;
+  let turn = 0, seen;
+  const drawn = new Promise((done) => { seen = done; });               // the first picture stands there
   const section = (index) => $(`.picture[data-i="${index}"]`);
 
   // A card and a row for each depth; those of the page's start are there already.
@@ -92,16 +93,17 @@ const gallery = (() => {
       if (!store.depths().includes(state.bits)) [state.bits] = store.depths();
       if (one.key !== key) { one.key = key; one.at.clear(); }
       arrange(); facts();
-      for (const bits of ["original", ...store.depths()]) fill(bits);
+      for (const bits of ["original", ...store.depths()]) if (one.at.has(bits) || one.known?.key !== key) fill(bits);
       view.refresh();
       const order = [state.bits, ...store.depths().filter((bits) => bits !== state.bits)];
       for (const bits of order) {
         if (one.at.has(bits)) continue;
         const found = await store.ask("quantize", {index, bits, settings});
         if (outdated()) return;
-        one.at.set(bits, {...found, levels: 2 ** bits, canvas: store.draw(found.rgba, one), rgba: undefined});
+        const known = one.known?.key === key ? one.known.at.get(bits) : {};
+        one.at.set(bits, {...found, ...known, levels: 2 ** bits, canvas: store.draw(found.rgba, one), rgba: undefined});
         fill(bits);
-        if (bits === state.bits) view.showError();
+        if (bits === state.bits) { view.showError(); seen(); }
       }
       clearTimeout(later); busy.hidden = true;
       root.dataset.shown = `${index} ${key}`;
@@ -149,5 +151,5 @@ const gallery = (() => {
     const {bits} = card.parentNode.dataset;
     if (bits === "original") view.split(100); else { setBits(+bits); if ($("[name=split]").value > 90) view.split(50); }
   });
-  return {compute, select, add, setBits, step, facts};
+  return {drawn, compute, select, add, setBits, step, facts};
 })();

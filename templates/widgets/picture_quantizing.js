@@ -19,37 +19,36 @@ const quantizing = (() => {
   }
 
   // ------------------------------------------------------------------------------------------ even steps
-  // Step and lowest level of each block, and which block a number is in: (channel, row, column) of tiles, row by row.
-  function fit(picture, bits, range) {
-    const {width, height, channels, samples} = picture, steps = 2 ** bits - 1;
-    const [across, down] = range === "tile" ? picture.tile : [width, height];
-    const columns = Math.ceil(width / across), rows = Math.ceil(height / down), count = range === "picture" ? 1 : channels * rows * columns;
+  // The lowest number and the step of each block. block() tells which one a number is in: of each channel, row and column.
+  function fit({width, height, channels, samples, tile}, bits, range) {
+    const steps = 2 ** bits - 1, [across, down] = range === "tile" ? tile : [width, height];
+    const columns = Math.ceil(width / across), rows = Math.ceil(height / down), each = range === "picture" ? 0 : rows * columns, count = each ? each * channels : 1;
     const low = new Float64Array(count).fill(Infinity), high = new Float64Array(count).fill(-Infinity), step = new Float64Array(count);
-    const block = range === "picture" ? () => 0 : (x, y, c) => (c * rows + Math.floor(y / down)) * columns + Math.floor(x / across);
-    for (let y = 0, at = 0; y < height; y++) for (let x = 0; x < width; x++) for (let c = 0; c < channels; c++, at++) {
-      const b = block(x, y, c), value = samples[at];
+    const block = (x, y, c) => each && c * each + Math.floor(y / down) * columns + Math.floor(x / across);
+    for (let y = 0, at = 0; y < height; y++) for (let x = 0; x < width; x++) for (let c = 0, b = block(x, y, 0); c < channels; c++, at++, b += each) {
+      const value = samples[at];
       if (value < low[b]) low[b] = value;
       if (value > high[b]) high[b] = value;
     }
     for (let b = 0; b < count; b++) step[b] = (high[b] - low[b]) / steps || 1;
-    return {low, step, steps, block, count};
+    return {low, step, steps, block, each, count};
   }
 
   // The level next to a value, in whole numbers.
   const level = (value, low, step, steps) => rint(clip(rint((value - low) / step), 0, steps) * step + low);
 
   function onGrid(picture, bits, {range, rounding}) {
-    const {width, height, channels, samples} = picture, {low, step, steps, block, count} = fit(picture, bits, range);
+    const {width, height, channels, depth, samples} = picture, {low, step, steps, block, each, count} = fit(picture, bits, range);
     let found = like(picture, samples.length);
     if (rounding === "dithered") {
       found = dither(picture, (wanted, x, y, out) => {
-        for (let c = 0; c < channels; c++) { const b = block(x, y, c); out[c] = level(wanted[c], low[b], step[b], steps); }
+        for (let c = 0, b = block(x, y, 0); c < channels; c++, b += each) out[c] = level(wanted[c], low[b], step[b], steps);
       });
+    } else if (count <= channels) {                                    // a few blocks: each number's level is found once
+      const size = 2 ** depth, tables = Array.from({length: count}, (_, b) => Float64Array.from({length: size}, (_, value) => level(value, low[b], step[b], steps)));
+      for (let c = 0; c < channels; c++) { const table = tables[count > 1 ? c : 0]; for (let at = c; at < samples.length; at += channels) found[at] = table[samples[at]]; }
     } else {
-      for (let y = 0, at = 0; y < height; y++) for (let x = 0; x < width; x++) for (let c = 0; c < channels; c++, at++) {
-        const b = block(x, y, c);
-        found[at] = level(samples[at], low[b], step[b], steps);
-      }
+      for (let y = 0, at = 0; y < height; y++) for (let x = 0; x < width; x++) for (let c = 0, b = block(x, y, 0); c < channels; c++, at++, b += each) found[at] = level(samples[at], low[b], step[b], steps);
     }
     const values = new Set();
     for (let code = 0; code <= steps && bits <= 8; code++) values.add(rint(code * step[0] + low[0]));

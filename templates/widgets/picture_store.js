@@ -70,5 +70,13 @@ const store = await (async () => {
   }
   const depths = (one = pictures[state.index]) => payload.bits.filter((bits) => bits <= (state.settings.levels === "palette" ? 8 : one.depth));
 
+  // Figures that Python measured: of each original, and of the depths with the settings that the page opens with.
+  const plain = {channels: "rgb", levels: "uniform", rounding: "nearest", range: "picture"};
+  for (const one of pictures) {
+    const [original, ...found] = one.found.map((figures) => ({psnr: Infinity, ssim: NaN, ...figures}));
+    one.original = {...original, levels: 2 ** one.depth, bytes: one.width * one.height * one.channels * one.depth / 8, bits_per_pixel: one.channels * one.depth};
+    one.known = {key: JSON.stringify(one.kind === "layer" ? plain : settings(one)), at: new Map(found.map((figures) => [figures.bits, figures]))};
+  }
+
   return {payload, pictures, state, settings, depths, ask, load, open, draw, get shown() { return pictures[state.index]; }};
 })();
