@@ -48,7 +48,9 @@ def measure(layers: tuple[str, ...] = LAYERS) -> dict[str, NDArray[Any]]:
     study.calibrate(locally=False)
 
     def run(**weights: FloatArray) -> list[FloatArray]:
-        return [np.concatenate(one) for one in zip(*(study.runner.run(b, **weights) for b in study.batches), strict=True)]
+        return [
+            np.concatenate(one) for one in zip(*(study.runner.run(b, **weights) for b in study.batches), strict=True)
+        ]
 
     exact = run()
     found: dict[str, NDArray[Any]] = {

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from qvis.excluding import exclusions
+    from qvis.images.report import visualize_image_quantization
     from qvis.layers import Thresholds
     from qvis.report import (
         Report,
@@ -53,6 +54,7 @@ _HOMES = {
     "UnknownLayerError": "qvis.errors",
     "UnsupportedModelError": "qvis.errors",
     "visualize_changes_after_optimization": "qvis.report",
+    "visualize_image_quantization": "qvis.images.report",
     "visualize_relative_weight_ranges": "qvis.report",
     "visualize_weight_ranges": "qvis.report",
 }
@@ -76,6 +78,7 @@ __all__ = [
     "exclusions",
     "sensitivity",
     "visualize_changes_after_optimization",
+    "visualize_image_quantization",
     "visualize_relative_weight_ranges",
     "visualize_weight_ranges",
 ]

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from qvis.cli import bits, check, compare, demo, equalize, report, sensitivity
+from qvis.cli import bits, check, compare, demo, equalize, image, report, sensitivity
 from qvis.version import __version__
 
 INTERRUPTED = 130
@@ -63,6 +63,7 @@ for name, command, examples in (
     ("bits", bits.bits, bits.EXAMPLES),
     ("compare", compare.compare, compare.EXAMPLES),
     ("check", check.check, check.EXAMPLES),
+    ("image", image.image, image.EXAMPLES),
     ("demo", demo.demo, demo.EXAMPLES),
 ):
     # \b keeps the line breaks of what follows

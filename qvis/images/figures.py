@@ -61,9 +61,7 @@ class Original:
         colours = len(distinct(self.samples.reshape(-1, self.samples.shape[2])))
         per_pixel = float(depth * self.samples.shape[2])
         ssim = self._ssim.to(self.grey[..., 0])
-        return Figures(
-            depth, 2**depth, colours, per_pixel, self.raw_bytes, png, self.raw_bytes / png, inf, ssim
-        )
+        return Figures(depth, 2**depth, colours, per_pixel, self.raw_bytes, png, self.raw_bytes / png, inf, ssim)
 
     def measure(self, quantized: Quantized, bits: int) -> Figures:
         """The figures of this picture in ``bits`` bits."""

@@ -17,7 +17,7 @@ from qvis.images.settings import TILE
 from qvis.images.shrinking import shrink
 from qvis.words import visible
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What Pillow may read: pictures of pixels, whose readers run nothing."""
 MOST_PIXELS = 100_000_000
 """A file that says it has more is not decoded."""
@@ -97,7 +97,7 @@ def _read_file(path: Path, notes: list[str]) -> Samples:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         raise BadArgumentError(
-            f"image: {shown} cannot be read without Pillow; install it with pip install 'qvis[images]', or give an array"
+            f"image: {shown} cannot be read without Pillow; pip install 'qvis[images]', or give an array"
         ) from error
     try:
         with warnings.catch_warnings():
@@ -138,14 +138,17 @@ def _from_pillow(image: Any, shown: str, notes: list[str]) -> Samples:
         notes.append("turned as its EXIF data say")
     mode = turned.mode
     if mode.startswith(("I", "F")):
-        return _from_array(np.asarray(turned), notes)
+        array = np.asarray(turned)
+        if mode == "I" and array.min() >= 0 and array.max() <= 65535:
+            array = array.astype(np.uint16)  # how some versions of Pillow read 16 bits
+        return _from_array(array, notes)
     if mode in ("LA", "La"):
         mode = "LA"
     elif "transparency" in turned.info or mode in ("RGBA", "RGBa", "PA"):
         mode = "RGBA"
     else:
         mode = "L" if mode in ("1", "L") else "RGB"
-    pixels = np.asarray(turned if turned.mode == mode else turned.convert(mode))
+    pixels: Samples = np.asarray(turned if turned.mode == mode else turned.convert(mode))
     return pixels.reshape(turned.height, turned.width, -1)
 
 
@@ -169,12 +172,13 @@ def _from_array(image: Any, notes: list[str]) -> Samples:
         first = len(shape) == 3 and shape[0] in (1, 2, 3, 4)
         way_out = "; numpy.moveaxis(image, 0, -1) puts the channels last" if first else ""
         raise BadArgumentError(
-            f"image: got an array of shape {shape}, expected (height, width) or (height, width, channels) with 1 to 4"
-            f" channels: grey, grey and alpha, RGB or RGBA{way_out}"
+            f"image: got an array of shape {shape}, expected (height, width) or (height, width, channels) with 1 to"
+            f" 4 channels: grey, grey and alpha, RGB or RGBA{way_out}"
         )
     if array.dtype == np.bool_:
-        return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype in (np.uint8, np.uint16):
+        black_or_white: Samples = np.where(array, 255, 0).astype(np.uint8)
+        return black_or_white
+    if array.dtype.kind == "u" and array.dtype.itemsize <= 2:
         return array.astype(array.dtype.newbyteorder("="), copy=False)
     low, high = array.min(), array.max()
     if array.dtype.kind == "f":
@@ -182,20 +186,14 @@ def _from_array(image: Any, notes: list[str]) -> Samples:
             raise BadArgumentError("image: the array has NaN or infinite numbers, expected 0 to 1; replace them first")
         if low < 0 or high > 1:
             raise BadArgumentError(
-                f"image: got floats from {low:g} to {high:g}, expected 0 (black) to 1 (white); divide them by the number"
-                " that is white, or give uint8 or uint16"
+                f"image: got floats from {low:g} to {high:g}, expected 0 (black) to 1 (white); divide them by what"
+                " is white, or give uint8 or uint16"
             )
         notes.append("floats from 0 (black) to 1 (white), read as 16 bits")
         return np.rint(array.astype(np.float64) * 65535).astype(np.uint16)
-    if low < 0 or high > 65535:
-        raise BadArgumentError(
-            f"image: got {array.dtype} from {low} to {high}, expected uint8 (0 to 255) or uint16 (0 to 65535)"
-        )
-    if array.dtype.kind in "iu" and array.dtype.itemsize >= 4:
-        notes.append("whole numbers up to 65,535, read as 16 bits")
-        return array.astype(np.uint16)
     raise BadArgumentError(
-        f"image: got type {array.dtype}, expected uint8, uint16 or floats; image.astype(numpy.uint8) is for 0 to 255"
+        f"image: got {array.dtype} from {low} to {high}, expected uint8 (0 to 255), uint16 (0 to 65535) or floats (0 to"
+        " 1); image.astype(numpy.uint8) makes one of the first kind"
     )
 
 

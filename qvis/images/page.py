@@ -20,13 +20,21 @@ from qvis.images.settings import BITS, TILE, Settings, depths
 from qvis.images.shrinking import shrink
 from qvis.report.frame import read_widget, render_page
 from qvis.version import __version__
-from qvis.words import visible
+from qvis.words import count, visible
 
 if TYPE_CHECKING:
     from qvis.images.report import ImageReport
 
 STYLES = ("chart", "picture", "print")
-SCRIPTS = ("chart", "picture_store", "picture_words", "picture_view", "picture_gallery", "picture_choice", "picture_start")
+SCRIPTS = (
+    "chart",
+    "picture_store",
+    "picture_words",
+    "picture_view",
+    "picture_gallery",
+    "picture_choice",
+    "picture_start",
+)
 WORKER = ("picture_quantizing", "picture_figures", "picture_files", "picture_worker")
 SMALL = 200
 """Sides in pixels of the small pictures that stand there without a script."""
@@ -75,6 +83,7 @@ def render_image(report: ImageReport) -> str:
         costs=COSTS,
         model=MODEL,
         settings=report.settings,
+        decibels=decibels,
     )
 
 
@@ -100,14 +109,26 @@ def tell(picture: Picture, figures: Sequence[Figures], settings: Settings) -> st
         return f"With {what}, {name} loses nothing: it has only {four.colours:,} colours."
     least = "loses nothing" if one.psnr == inf else f"keeps {decibels(one.psnr)}"
     return (
-        f"With {what}, {name} keeps {decibels(four.psnr)} and takes {times(four.ratio)} less as a PNG than its pixels"
-        f" do; with 1 bit it {least}."
+        f"With {what}, {name} keeps {decibels(four.psnr)}, and its PNG is {times(four.ratio)} smaller than its pixels;"
+        f" with 1 bit it {least}."
     )
+
+
+def tabulate(picture: Picture, figures: Sequence[Figures]) -> str:
+    """What a picture keeps and takes at each depth, as a table of plain text."""
+    titles = {"title": "", "colours": "colours", "bits_per_pixel": "bits/pixel", "bytes": "packed", "png_bytes": "PNG"}
+    titles |= {"ratio": "smaller", "psnr": "PSNR", "ssim": "SSIM"}
+    rows = [titles, *(_row(one, at == 0) for at, one in enumerate(figures))]
+    widths = {key: max(len(row[key]) for row in rows) for key in titles}
+    lines = ["  ".join(row[key].rjust(width) for key, width in widths.items()).rstrip() for row in rows]
+    head = f"{visible(picture.name)}: {_about(picture.samples)}"
+    return "\n".join([head, *(f"  {note}" for note in picture.notes), "", *lines])
 
 
 def decibels(value: float) -> str:
     """``31.2 dB``, ``∞ dB``."""
-    return f"{value:.1f} dB".replace("inf", "∞").replace("-", "−")
+    text = "∞" if value == inf else f"{value:.1f}"
+    return f"{text.replace('-', '−')} dB"
 
 
 def times(value: float) -> str:
@@ -128,10 +149,10 @@ def _verdict(report: ImageReport) -> dict[str, Any]:
     text = report.verdict
     many = len(report.pictures)
     details = [
-        "A quantized number is one of 2^bits levels, and which one is all that is kept: here of the light of a pixel, in a"
-        " model of each weight.",
-        "The code that rounds these pixels, qvis/quantization/grids.py, rounds the weights of layers in all reports; the"
-        " range of the picture is to its tiles what one range for a layer is to one for each of its channels.",
+        "A number of b bits is one of 2ᵇ levels, and which one is all that is kept: here of the light of a pixel,"
+        " in a model of each weight.",
+        "The code that rounds these pixels, qvis/quantization/grids.py, also rounds the weights of layers; the range of"
+        " the picture is to its tiles what one range for a layer is to one for each of its channels.",
     ]
     if many > 1:
         details.append(f"There are {many} pictures.")
@@ -151,6 +172,7 @@ def _entry(picture: Picture, kind: str, figures: Sequence[Figures], settings: Se
     return {
         "name": visible(name),
         "kind": kind,
+        "about": f"{count(width, 'channel')} of {height} weights" if kind == "layer" else _about(picture.samples),
         "width": width,
         "height": height,
         "channels": channels,
@@ -163,6 +185,11 @@ def _entry(picture: Picture, kind: str, figures: Sequence[Figures], settings: Se
         "small": [_image(smaller), *(_image(one) for one in pictures.values())],
         "is_small": smaller is not picture.samples,
     }
+
+
+def _about(samples: Samples) -> str:
+    height, width, channels = samples.shape
+    return f"{width} × {height} pixels, {count(channels, 'channel')} of {depth_of(samples)} bits"
 
 
 def _row(figures: Figures, original: bool) -> dict[str, Any]:
@@ -189,7 +216,7 @@ def _image(samples: Samples) -> str:
 
 
 def _light(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if key not in ("figures", "small", "is_small")}
+    return {key: value for key, value in entry.items() if key not in ("figures", "small", "is_small", "about")}
 
 
 def _costs(layer: MeasuredLayer) -> dict[str, Any]:

@@ -46,7 +46,8 @@ def distinct(pixels: np.ndarray[Any, Any]) -> IntArray:
     """The colours of pixels (pixels, channels), each once, in order."""
     found = np.unique(pack_colours(pixels))
     shifts = 16 * np.arange(pixels.shape[1])[::-1]
-    return found[:, None] >> shifts & 0xFFFF
+    colours: IntArray = found[:, None] >> shifts & 0xFFFF
+    return colours
 
 
 def pack_colours(pixels: np.ndarray[Any, Any]) -> IntArray:
@@ -77,14 +78,16 @@ def _cells(pixels: np.ndarray[Any, Any], depth: int) -> tuple[IntArray, FloatArr
     for channel in pixels.T:
         cell = cell << width | channel.astype(np.int64) >> (depth - width)
     size = 1 << width * channels
-    counts = np.bincount(cell, minlength=size).astype(np.float64)
+    counts: FloatArray = np.bincount(cell, minlength=size).astype(np.float64)
     used = np.flatnonzero(counts)
     numbers = pixels.astype(np.float64)
     sums, squares = (
-        np.stack([np.bincount(cell, weights=column, minlength=size)[used] for column in power.T], axis=1)
+        np.stack(
+            [np.bincount(cell, weights=column, minlength=size)[used] for column in power.T], axis=1, dtype=np.float64
+        )
         for power in (numbers, np.square(numbers))
     )
-    places = used[:, None] >> width * np.arange(channels)[::-1] & ((1 << width) - 1)
+    places: IntArray = used[:, None] >> width * np.arange(channels)[::-1] & ((1 << width) - 1)
     return places, counts[used], sums, squares
 
 

@@ -63,7 +63,7 @@ def filtered(samples: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8
 
 
 def _packed(places: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Numbers of so many bits side by side in bytes, the first in the highest bits; each row ends with its last byte."""
+    """Numbers of so many bits in bytes, the first in the highest bits; each row ends with a whole byte."""
     each = 8 // bits
     padded = np.pad(places, ((0, 0), (0, -places.shape[1] % each))).reshape(len(places), -1, each)
     packed = np.zeros(padded.shape[:2], dtype=np.uint8)

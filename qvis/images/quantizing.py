@@ -45,8 +45,9 @@ def luminance(samples: Samples) -> Samples:
     """Brightness of each pixel, (height, width, 1), in whole numbers."""
     if samples.shape[2] == 1:
         return samples
-    total = sum(weight * samples[..., [c]].astype(np.int64) for c, weight in enumerate(WEIGHTS))
-    return ((total + 500) // 1000).astype(samples.dtype)
+    total = samples.astype(np.int64) @ np.array(WEIGHTS)
+    grey: Samples = ((total[..., None] + 500) // 1000).astype(samples.dtype)
+    return grey
 
 
 def quantize(
@@ -113,7 +114,8 @@ def _blocks(samples: Samples, sharing: str, tile: tuple[int, int]) -> FloatArray
     across, down = tile
     padded = np.pad(planes, ((0, 0), (0, -height % down), (0, -width % across)), constant_values=np.nan)
     split = padded.reshape(channels, -(-height // down), down, -(-width // across), across)
-    return split.swapaxes(2, 3).reshape(-1, down * across)
+    tiles: FloatArray = split.swapaxes(2, 3).reshape(-1, down * across)
+    return tiles
 
 
 def _unblocked(blocks: FloatArray, shape: tuple[int, ...], sharing: str, tile: tuple[int, int]) -> FloatArray:

@@ -51,7 +51,10 @@ class ImageReport(Written):
         found = []
         for picture in self.pictures:
             original = Original(picture.samples)
-            at = [original.measure(quantize(picture.samples, b, self.settings, picture.tile), b) for b in self.bits(picture)]
+            at = [
+                original.measure(quantize(picture.samples, b, self.settings, picture.tile), b)
+                for b in self.bits(picture)
+            ]
             found.append([original.figures, *at])
         return found
 
@@ -97,6 +100,12 @@ class ImageReport(Written):
     def to_json(self, *, indent: int | None = None) -> str:
         """:meth:`to_dict` as JSON text."""
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
+
+    def to_text(self) -> str:
+        """The figures of each picture as a table of plain text."""
+        from qvis.images.page import tabulate
+
+        return "\n\n".join(tabulate(*one) for one in zip(self.pictures, self.figures, strict=True))
 
     def to_html(self) -> str:
         """The page."""
@@ -172,11 +181,11 @@ def visualize_image_quantization(
     ----------
     image
         An array (height, width) or (height, width, channels) of uint8, uint16 or floats from 0 to 1, with one channel
-        (grey), two (grey and alpha), three (RGB) or four (RGBA); an image of Pillow; the path of a PNG, JPEG, WebP, GIF,
-        BMP, TIFF or PPM file of up to 100 megapixels, which needs ``qvis[images]``; or a list of up to 24 of these, for
-        one gallery. None for a sample that comes with qvis. 16 bits are shown for uint16, for floats and for grey PNG
-        files of 16 bits. What is transparent is laid on white; photos are turned as their EXIF data say; of an animation
-        the first frame is taken. The page says what was done.
+        (grey), two (grey and alpha), three (RGB) or four (RGBA); an image of Pillow; the path of a PNG, JPEG, WebP,
+        GIF, BMP, TIFF or PPM file of up to 100 megapixels, which needs ``qvis[images]``; or a list of up to 24 of
+        these, for one gallery. None for a sample that comes with qvis. 16 bits are shown for uint16, for floats and for
+        grey PNG files of 16 bits. What is transparent is laid on white; photos are turned as their EXIF data say; of an
+        animation the first frame is taken. The page says what was done.
     out_dir
         The folder to write to; made when missing.
     name

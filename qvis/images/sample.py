@@ -60,7 +60,8 @@ def _sky(x: FloatArray, y: FloatArray) -> FloatArray:
 def _hills(x: FloatArray, y: FloatArray, level: float, height: float, wave: float) -> FloatArray:
     """Which part of each pixel lies below a line of hills."""
     line = level + height * (np.sin(x * wave) + 0.5 * np.sin(x * wave * 2.3 + 1) + 0.25 * np.sin(x * wave * 5.1 + 2))
-    return np.clip(y - line + 0.5, 0, 1)
+    below: FloatArray = np.clip(y - line + 0.5, 0, 1)
+    return below
 
 
 def _texture(size: int, strength: float) -> FloatArray:
@@ -69,9 +70,7 @@ def _texture(size: int, strength: float) -> FloatArray:
     coarse = random.random((HEIGHT // size + 2, WIDTH // size + 2))
     rows, columns = np.arange(HEIGHT) / size, np.arange(WIDTH) / size
     (top, down), (left, across) = ((at.astype(int), at % 1) for at in (rows, columns))
-    upper, lower = (
-        coarse[row][:, left] * (1 - across) + coarse[row][:, left + 1] * across for row in (top, top + 1)
-    )
+    upper, lower = (coarse[row][:, left] * (1 - across) + coarse[row][:, left + 1] * across for row in (top, top + 1))
     mixed: FloatArray = upper * (1 - down)[:, None] + lower * down[:, None]
     return 1 + strength * 2 * (mixed - 0.5)
 
@@ -103,9 +102,7 @@ def _rings(scene: FloatArray, x: FloatArray, y: FloatArray, centre: tuple[float,
     scene += (wave[..., None] * (0.35 + 0.65 * tint) - scene) * inside
 
 
-def _write(
-    scene: FloatArray, text: str, left: int, top: int, size: int, colour: tuple[float, float, float]
-) -> None:
+def _write(scene: FloatArray, text: str, left: int, top: int, size: int, colour: tuple[float, float, float]) -> None:
     for place, letter in enumerate(text):
         dots = np.array([[int(dot) for dot in row] for row in LETTERS[letter].split()], dtype=bool)
         start = left + place * 6 * size

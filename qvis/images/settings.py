@@ -8,7 +8,10 @@ from qvis.errors import BadArgumentError
 
 CHANNELS = {"rgb": "red, green and blue, each by itself", "luminance": "luminance alone, as a grey picture"}
 LEVELS = {"uniform": "even steps from the lowest number to the highest", "palette": "colours learned from the picture"}
-ROUNDING = {"nearest": "to the nearest level", "dithered": "the error handed on to the neighbours (Floyd and Steinberg)"}
+ROUNDING = {
+    "nearest": "to the nearest level",
+    "dithered": "the error handed on to the neighbours (Floyd and Steinberg)",
+}
 RANGES = {
     "picture": "one range for the whole picture",
     "channel": "one for each colour channel",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from qvis.images.quantizing import Samples
@@ -20,7 +22,7 @@ def shrink(samples: Samples, longest: int) -> Samples:
     new_height, new_width = (max(1, round(side / factor)) for side in (height, width))
     found = np.empty((new_height, new_width, samples.shape[2]), dtype=samples.dtype)
     edges = np.linspace(0, height, new_height + 1)
-    for y, (start, stop) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for y, (start, stop) in enumerate(pairwise(edges)):
         first, last = int(start), min(height, int(np.ceil(stop)))
         rows = np.arange(first, last)
         weights = np.minimum(rows + 1, stop) - np.maximum(rows, start)

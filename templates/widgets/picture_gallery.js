@@ -35,10 +35,10 @@ const gallery = (() => {
 
   function facts() {
     const found = store.shown.at.get(state.bits), list = $("[data-test=facts]");
-    $("[data-test=facts-title]").textContent = `${figure.bits(state.bits)[0].toUpperCase()}${figure.bits(state.bits).slice(1)} ${state.settings.levels === "palette" || store.shown.channels === 1 || state.settings.channels === "luminance" ? "for each pixel" : "for each channel"}`;
+    $("[data-test=facts-title]").textContent = `${figure.bits(state.bits)[0].toUpperCase()}${figure.bits(state.bits).slice(1)} ${isLayer() ? "for each weight" : state.settings.levels === "palette" || store.shown.channels === 1 || state.settings.channels === "luminance" ? "for each pixel" : "for each channel"}`;
     list.replaceChildren(...Object.entries(figure.titles).map(([name, title]) => {
       const row = element("div");
-      row.append(element("dt", title), element("dd", figure.cell(found, name)));
+      row.append(element("dt", isLayer() ? title.replace("pixel", "weight") : title), element("dd", figure.cell(found, name)));
       row.dataset.of = name;
       return row;
     }));

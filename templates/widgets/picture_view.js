@@ -125,6 +125,6 @@ const view = (() => {
   return {
     refresh, showError, split(share) { controls.split.value = share; refresh(); },
     // Another picture: its own shape, and all of it.
-    reset() { zoom = 0; middle = [.5, .5]; error = undefined; stage.style.setProperty("--shape", Math.min(2.4, Math.max(.8, store.shown.width / store.shown.height))); refresh(); },
+    reset() { zoom = 0; middle = [.5, .5]; error = undefined; stage.style.setProperty("--shape", Math.min(4, Math.max(.8, store.shown.width / store.shown.height))); refresh(); },
   };
 })();
