@@ -19,7 +19,14 @@ from qvis.errors import OutputError
 from qvis.report.document import summarize
 from qvis.report.index import render_index, write_index
 
-PAGES = ("sensitivity", "relative_weight_ranges", "weight_ranges", "changes_after_optimization", "bit_widths")
+PAGES = (
+    "sensitivity",
+    "relative_weight_ranges",
+    "weight_ranges",
+    "changes_after_optimization",
+    "bit_widths",
+    "image_quantization",
+)
 
 
 class Page(HTMLParser):

@@ -36,6 +36,7 @@ def demo(out: OutDir = Path("qvis-report")) -> None:
         from qvis.analysis.bit_widths import bit_widths
         from qvis.analysis.comparison import compare
         from qvis.equalization.equalize import equalize
+        from qvis.images.report import visualize_image_quantization
         from qvis.report import Report
         from qvis.report.bit_widths import WidthsReport
         from qvis.report.document import summarize, summarize_changes
@@ -56,8 +57,10 @@ def demo(out: OutDir = Path("qvis-report")) -> None:
         widths = WidthsReport(mixed)
         documents.append(widths.document)
         written.append(widths.write(out))
+        picture = visualize_image_quantization(None, out)
+        documents.append(picture.document)
         index = write_index(out, documents, title=TITLE, lead=LEAD)
-    for report in written:
+    for report in (*written, picture):
         print(f"{report.path}: {report.verdict}")
     print(f"{index}: links them all\n\nOpen it with: {opener()} {shlex.quote(str(index))}")
 

@@ -19,7 +19,6 @@ from qvis.images.quantizing import Samples, depth_of, quantize
 from qvis.images.settings import BITS, TILE, Settings, depths
 from qvis.images.shrinking import shrink
 from qvis.report.frame import read_widget, render_page
-from qvis.version import __version__
 from qvis.words import count, visible
 
 if TYPE_CHECKING:
@@ -54,12 +53,6 @@ def render_image(report: ImageReport) -> str:
         figures = [original.measure(quantize(layer.picture.samples, b, settings, layer.picture.tile), b) for b in at]
         every.append((layer.picture, "layer", [original.figures, *figures]))
     entries = [_entry(picture, kind, figures, report.settings) for picture, kind, figures in every]
-    document = {
-        "qvis": __version__,
-        "kind": "image_quantization",
-        "title": "Quantization of pictures",
-        "verdict": _verdict(report),
-    }
     payload = {
         "settings": vars(report.settings),
         "bits": BITS,
@@ -71,7 +64,7 @@ def render_image(report: ImageReport) -> str:
     pixels = b"".join(filtered(picture.samples).tobytes() for picture, _, _ in every)
     return render_page(
         "image.html.jinja",
-        document,
+        report.document,
         styles=STYLES,
         scripts=SCRIPTS,
         data={"payload": json.dumps(payload, ensure_ascii=False, allow_nan=False).encode(), "pixels": pixels},
@@ -145,7 +138,7 @@ def size(number: int) -> str:
     return f"{number} B"
 
 
-def _verdict(report: ImageReport) -> dict[str, Any]:
+def find_verdict(report: ImageReport) -> dict[str, Any]:
     text = report.verdict
     many = len(report.pictures)
     details = [

@@ -23,6 +23,7 @@ from qvis.report.report import MARKS, Written, make_folder, refuse_foreign, writ
 from qvis.version import __version__
 
 KIND = "image_quantization"
+TITLE = "Quantization of pictures"
 
 
 class ImageReport(Written):
@@ -74,6 +75,13 @@ class ImageReport(Written):
         from qvis.images.page import tell
 
         return tell(self.pictures[0], self.figures[0], self.settings)
+
+    @cached_property
+    def document(self) -> dict[str, Any]:
+        """What a page, or an index of pages, says of this report: kind, title and verdict."""
+        from qvis.images.page import find_verdict
+
+        return {"qvis": __version__, "kind": KIND, "title": TITLE, "verdict": find_verdict(self)}
 
     def to_dict(self) -> dict[str, Any]:
         """Settings and figures as plain dicts, lists, strings and numbers; infinite and undefined ones are None."""

@@ -23,6 +23,7 @@ ABOUT = {
     "weight_ranges": "Minimum, quartiles, mean and maximum of every channel of every layer.",
     "bit_widths": "A width for each layer instead of one for all, what that brings, and what other sizes would cost.",
     "changes_after_optimization": "Both versions on common axes, with the difference shaded.",
+    "image_quantization": "What bits are, on a picture and on layers drawn as pictures; it takes pictures of yours.",
 }
 STYLES = ("page", "index")
 
@@ -33,7 +34,7 @@ def render_index(documents: Sequence[Document], *, title: str, lead: str) -> str
     Parameters
     ----------
     documents
-        What the reports were made from, in the order of the page.
+        What the reports were made from, in the order of the page; the first is about a model.
     title
         What the reports are about.
     lead
@@ -74,15 +75,16 @@ def write_index(out_dir: str | PathLike[str], documents: Sequence[Document], *, 
 
 
 def _entry(document: Document) -> dict[str, Any]:
-    models = _models(document)
+    models = _models(document) if "model" in document else []
     names = " → ".join(model["name"] for model in models)
+    counts = models[-1].get("counts", {}) if models else {}
     about = ABOUT[document["kind"]]
     return {
         "href": quote(f"{document['kind']}.html"),
         "title": document["title"],
-        "about": f"{names}. {about}",
+        "about": f"{names}. {about}" if names else about,
         "sentence": document["verdict"]["sentence"],
-        "counts": [(level, number) for level, number in models[-1].get("counts", {}).items() if number],
+        "counts": [(level, number) for level, number in counts.items() if number],
     }
 
 
