@@ -93,7 +93,7 @@ const gallery = (() => {
       if (!store.depths().includes(state.bits)) [state.bits] = store.depths();
       if (one.key !== key) { one.key = key; one.at.clear(); }
       arrange(); facts();
-      for (const bits of ["original", ...store.depths()]) if (one.at.has(bits) || one.known?.key !== key) fill(bits);
+      for (const bits of ["original", ...store.depths()]) if (bits === "original" || one.at.has(bits) || one.known?.key !== key) fill(bits);
       view.refresh();
       const order = [state.bits, ...store.depths().filter((bits) => bits !== state.bits)];
       for (const bits of order) {
@@ -128,6 +128,7 @@ const gallery = (() => {
 
   function select(index) {
     state.index = index;
+    delete root.dataset.shown; delete root.dataset.measured;
     for (const one of $$(".picture")) one.hidden = +one.dataset.i !== index;
     return store.load(index).then(() => { if (state.index === index) { view.reset(); return compute(); } return undefined; });
   }
