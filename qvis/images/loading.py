@@ -21,6 +21,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """What Pillow may read: pictures of pixels, whose readers run nothing."""
 MOST_PIXELS = 100_000_000
 """A file that says it has more is not decoded."""
+ORIENTATION = 0x0112
+"""A tag of EXIF."""
 LONGEST = 1200
 """Sides on the page, in pixels, at most."""
 MOST_PICTURES = 24
@@ -133,8 +135,9 @@ def _from_pillow(image: Any, shown: str, notes: list[str]) -> Samples:
         notes.append("read with 8 of its 16 bits, as Pillow reads colours")
     if image.info.get("icc_profile"):
         notes.append("taken as sRGB, whatever its colour profile says")
-    turned = ImageOps.exif_transpose(image)
-    if image.getexif().get(0x0112, 1) != 1:
+    turned = image
+    if image.getexif().get(ORIENTATION, 1) != 1:
+        turned = ImageOps.exif_transpose(image)
         notes.append("turned as its EXIF data say")
     mode = turned.mode
     if mode.startswith(("I", "F")):
