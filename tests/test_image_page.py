@@ -19,6 +19,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 from qvis.images.figures import Original
+from qvis.images.loading import load_pictures
 from qvis.images.png import encode_png
 from qvis.images.quantizing import Samples, quantize
 from qvis.images.report import ImageReport, visualize_image_quantization
@@ -106,6 +107,7 @@ def test_the_page_opens_in_silence_under_its_policy_and_asks_for_nothing(browser
 
 def test_names_stay_text(browser: Browser, report: ImageReport) -> None:
     with shown(browser, report) as page:
+        expect(part(page, "verdict")).to_have_text(report.verdict)
         assert page.locator("main b").filter(has_text="it's").count() == 0
         expect(page.locator(".picture h2").first).to_contain_text("<b>it's</b> \\u202e.png")
 
@@ -290,6 +292,8 @@ def test_an_uploaded_picture_is_quantized_as_python_does(browser: Browser, repor
     with shown(browser, report) as page:
         upload(page, "new.png", encode_png(samples))
         page.wait_for_selector("html[data-measured^='4 ']", state="attached")
+        expect(part(page, "verdict")).to_have_text(ImageReport(load_pictures(samples, names="new.png")).verdict)
+        expect(part(page, "name")).to_have_text("new.png")
         assert pixels_of(page, "original", 4) == as_shown(samples)
         for bits in (6, 3, 1):
             assert pixels_of(page, bits, 4) == as_shown(quantize(samples, bits).samples)

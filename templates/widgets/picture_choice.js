@@ -13,10 +13,16 @@ const choice = (() => {
   }
   async function select(index) { state.index = index; refresh(); await gallery.select(index); }
 
-  function list_(index) {
-    const label = element("label"), radio = element("input");
+  // A small copy beside each name: those that are there from the start have one.
+  for (const [index, span] of $$("span", list).entries()) span.prepend(Object.assign($(".gallery img", gallery.section(index)).cloneNode(), {alt: ""}));
+  function enlist(index) {
+    const one = store.pictures[index], label = element("label"), radio = element("input"), span = element("span", one.name), small = element("canvas");
     Object.assign(radio, {type: "radio", name: "picture", value: index});
-    label.append(radio, element("span", store.pictures[index].name));
+    small.width = 56; small.height = Math.max(1, Math.round(56 * one.height / one.width));
+    small.getContext("2d").drawImage(one.canvas, 0, 0, small.width, small.height);
+    small.setAttribute("aria-hidden", "true");
+    span.prepend(small);
+    label.append(radio, span);
     list.append(label);
   }
 
@@ -27,7 +33,7 @@ const choice = (() => {
     for (const file of files) {
       try {
         const index = await store.open(file);
-        gallery.add(index); list_(index);
+        gallery.add(index); enlist(index);
         if (first === undefined) { first = index; select(index); }
       } catch (error) { wrong.push(`“${words.visible(file.name)}” ${error.message}.`); }
     }

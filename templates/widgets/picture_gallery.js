@@ -81,6 +81,17 @@ const gallery = (() => {
       : "At 16 bits nothing is lost that the model would notice.";
   }
 
+  // The same sentence that Python begins the page with, of the picture and settings that are shown.
+  function tell() {
+    const one = store.shown, four = one.at.get(4), least = one.at.get(1), keeps = (found) => found.psnr === Infinity ? "loses nothing" : `keeps ${figure.decibels(found.psnr)}`;
+    const grey = one.channels === 1 || state.settings.channels === "luminance", palette = state.settings.levels === "palette";
+    const what = palette ? `a palette of 16 ${grey ? "greys" : "colours"}` : `4 bits for each ${isLayer() ? "weight" : grey ? "pixel" : "channel"}`;
+    $("[data-test=verdict]").textContent = four.psnr === Infinity ? `With ${what}, “${one.name}” loses nothing: it has only ${four.colours.toLocaleString("en")} colours.`
+      : `With ${what}, “${one.name}” ${keeps(four)}, and its PNG is ${figure.cell(four, "ratio")} times smaller than its pixels; with 1 bit it ${keeps(least)}.`;
+    $("[data-test=name]").textContent = one.name;
+    $("[data-test=about]").textContent = $("h2 small", section(state.index)).textContent;
+  }
+
   // All depths of the picture and settings that are shown, the chosen one first; what is outdated meanwhile stops.
   async function compute() {
     const mine = ++turn, {index} = state, outdated = () => mine !== turn;
@@ -115,6 +126,7 @@ const gallery = (() => {
         Object.assign(one.at.get(bits), found);
         fill(bits);
       }
+      tell();
       root.dataset.measured = root.dataset.shown = `${index} ${key}`;
     } finally { clearTimeout(later); if (!outdated()) busy.hidden = true; }
   }
@@ -152,5 +164,5 @@ const gallery = (() => {
     const {bits} = card.parentNode.dataset;
     if (bits === "original") view.split(100); else { setBits(+bits); if ($("[name=split]").value > 90) view.split(50); }
   });
-  return {drawn, compute, select, add, setBits, step, facts};
+  return {drawn, section, compute, select, add, setBits, step, facts};
 })();
