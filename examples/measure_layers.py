@@ -37,7 +37,7 @@ def round_to(weight: FloatArray, grid: str, bits: int) -> FloatArray:
     return Scheme(kind, bits, granularity).fit(weight.astype(np.float64)).rounded()
 
 
-def measure(layers: tuple[str, ...] = LAYERS) -> dict[str, NDArray[Any]]:
+def measure(layers: tuple[str, ...] = LAYERS, bits: tuple[int, ...] = BITS) -> dict[str, NDArray[Any]]:
     """Weights and names of the layers; what each grid costs in dB kept, and how many digits are read right.
 
     ``db`` and ``right`` are (layers, grids, bits); ``right_before`` is that of the model as it is.
@@ -55,19 +55,19 @@ def measure(layers: tuple[str, ...] = LAYERS) -> dict[str, NDArray[Any]]:
     exact = run()
     found: dict[str, NDArray[Any]] = {
         "names": np.array(layers),
-        "bits": np.array(BITS),
+        "bits": np.array(bits),
         "grids": np.array(GRIDS),
         "samples": np.array(len(digits)),
         "right_before": np.array((exact[0].argmax(axis=1) == digits).sum()),
-        "db": np.zeros((len(layers), len(GRIDS), len(BITS)), dtype=np.float32),
-        "right": np.zeros((len(layers), len(GRIDS), len(BITS)), dtype=np.int32),
+        "db": np.zeros((len(layers), len(GRIDS), len(bits)), dtype=np.float32),
+        "right": np.zeros((len(layers), len(GRIDS), len(bits)), dtype=np.int32),
     }
     for one, name in enumerate(layers):
         weight = study.weights[name]
         found[f"weight_{one}"] = weight.astype(np.float32)
         for two, grid in enumerate(GRIDS):
-            for three, bits in enumerate(BITS):
-                rounded = round_to(weight, grid, bits).astype(weight.dtype)
+            for three, width in enumerate(bits):
+                rounded = round_to(weight, grid, width).astype(weight.dtype)
                 outputs = run(weights={name: rounded})
                 damage = study.relative_noise(outputs, exact) / study.samples
                 found["db"][one, two, three] = -10 * np.log10(damage)

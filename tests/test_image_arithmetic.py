@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page
 
 from qvis.images.quantizing import Samples, depth_of, quantize
 from qvis.images.settings import CHANNELS, RANGES, ROUNDING, Settings, depths
-from qvis.report.html import read_widget
+from qvis.report.frame import read_widget
 
 pytestmark = pytest.mark.browser
 
@@ -42,18 +42,18 @@ def noise(height: int, width: int, dtype: str = "uint8") -> Samples:
 
 
 PICTURES = {
-    "odd sides": smooth(29, 37, 3, "uint8"),
-    "grey": smooth(23, 41, 1, "uint8"),
-    "more than a tile": smooth(45, 67, 3, "uint8"),
-    "noise": noise(31, 33),
+    "odd sides": smooth(19, 23, 3, "uint8"),
+    "grey": smooth(15, 21, 1, "uint8"),
+    "more than a tile": smooth(35, 41, 3, "uint8"),
+    "noise": noise(21, 17),
     "one pixel": np.array([[[12, 200, 77]]], dtype=np.uint8),
     "one column": smooth(19, 1, 3, "uint8"),
     "one row": smooth(1, 53, 3, "uint8"),
     "one colour": np.full((9, 7, 3), (3, 128, 255), dtype=np.uint8),
     "black": np.zeros((5, 5, 1), dtype=np.uint8),
     "two colours": np.where(np.indices((12, 13)).sum(0)[..., None] % 3 == 0, (255, 0, 9), (0, 77, 8)).astype(np.uint8),
-    "16 bits": smooth(21, 26, 3, "uint16"),
-    "grey of 16 bits": smooth(33, 35, 1, "uint16"),
+    "16 bits": smooth(13, 18, 3, "uint16"),
+    "grey of 16 bits": smooth(17, 19, 1, "uint16"),
     "noise of 16 bits": noise(17, 18, "uint16"),
 }
 

@@ -12,6 +12,7 @@ from qvis.adapters.digits import load_digits_model
 from qvis.images.layers import load_layers
 
 SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "measure_layers.py"
+BITS = (4, 1)
 pytestmark = pytest.mark.skipif(not SCRIPT.is_file(), reason="the examples are not in this tree")
 
 
@@ -21,14 +22,14 @@ def test_the_layers_and_costs_that_are_shipped_are_those_of_the_shipped_model() 
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    found = script.measure()
+    found = script.measure(bits=BITS)
     folded = load_digits_model()
     for one, layer in enumerate(load_layers()):
         weight = found[f"weight_{one}"]
         assert weight.shape[0] == folded.get_submodule(layer.name).weight.shape[0]
         assert layer.ends == pytest.approx((weight.min(), weight.max()), rel=1e-3)
         for two, grid in enumerate(("tensor", "channel", "codebook")):
-            stored = np.array([(cost.db, cost.right) for cost in layer.costs[grid]])
+            stored = np.array([(cost.db, cost.right) for cost in layer.costs[grid] if cost.bits in BITS])
             measured = np.stack([found["db"][one, two], found["right"][one, two]], axis=1)
             assert np.abs(stored - measured).max(axis=0).tolist() == pytest.approx([0, 0], abs=2.5)
         assert layer.sign.db == pytest.approx(found["db"][one, 3, -1], abs=0.5)
