@@ -207,6 +207,7 @@ def test_a_wheel_holds_every_module(wheel: set[str]) -> None:
 def test_a_wheel_holds_templates_weights_and_the_marker_of_types(wheel: set[str]) -> None:
     assert {f"qvis/{path.relative_to(ROOT).as_posix()}" for path in templates("jinja", "css", "js", "py")} <= wheel
     assert "qvis/models/digits.safetensors" in wheel
+    assert "qvis/models/digits_layers.npz" in wheel
     assert "qvis/py.typed" in wheel
 
 

@@ -99,11 +99,11 @@ def tell(picture: Picture, figures: Sequence[Figures], settings: Settings) -> st
         what = "a palette of 16 greys" if settings.levels == "palette" else "4 bits for each pixel"
     name = f"“{visible(picture.name)}”"
     if four.psnr == inf:
-        return f"With {what}, {name} loses nothing: it has only {four.colours:,} colours."
+        return f"With {what}, {name} loses nothing: it has only {count(four.colours, 'colour')}."
     least = "loses nothing" if one.psnr == inf else f"keeps {decibels(one.psnr)}"
     return (
-        f"With {what}, {name} keeps {decibels(four.psnr)}, and its PNG is {times(four.ratio)} smaller than its pixels;"
-        f" with 1 bit it {least}."
+        f"With {what}, {name} keeps {decibels(four.psnr)}, and its PNG is {times(four.ratio)} than its pixels; with 1 bit"
+        f" it {least}."
     )
 
 
@@ -125,8 +125,10 @@ def decibels(value: float) -> str:
 
 
 def times(value: float) -> str:
-    """``5.2 times``"""
-    return f"{value:.1f} times" if value < 100 else f"{value:,.0f} times"
+    """``5.2 times smaller``"""
+    if value < 1:
+        return "larger"
+    return f"{value:.1f} times smaller" if value < 100 else f"{value:,.0f} times smaller"
 
 
 def size(number: int) -> str:

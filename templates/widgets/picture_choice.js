@@ -31,11 +31,13 @@ const choice = (() => {
     let first;
     message.hidden = true;
     for (const file of files) {
+      const later = setTimeout(() => frame.say(`Opening ${words.visible(file.name)} …`), 300);
       try {
         const index = await store.open(file);
         gallery.add(index); enlist(index);
         if (first === undefined) { first = index; select(index); }
       } catch (error) { wrong.push(`“${words.visible(file.name)}” ${error.message}.`); }
+      clearTimeout(later);
     }
     message.hidden = !wrong.length;
     message.textContent = wrong.join(" ");
@@ -76,7 +78,7 @@ const choice = (() => {
   });
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || $("dialog").open) return;
-    const does = {"[": () => gallery.step(-1), "]": () => gallery.step(1), "+": frame.actions.in, "=": frame.actions.in, "-": frame.actions.out, 0: frame.actions.fit, e: () => { const other = $("[name=side]:not(:checked)"); other.checked = true; state.side = other.value; view.showError(); }}[event.key];
+    const does = {j: () => gallery.step(-1), k: () => gallery.step(1), "[": () => gallery.step(-1), "]": () => gallery.step(1), "+": frame.actions.in, "=": frame.actions.in, "-": frame.actions.out, 0: frame.actions.fit, e: () => { const other = $("[name=side]:not(:checked)"); other.checked = true; state.side = other.value; view.showError(); }}[event.key];
     if (does) { event.preventDefault(); does(); }
   });
   return {select, refresh};

@@ -86,8 +86,8 @@ const gallery = (() => {
     const one = store.shown, four = one.at.get(4), least = one.at.get(1), keeps = (found) => found.psnr === Infinity ? "loses nothing" : `keeps ${figure.decibels(found.psnr)}`;
     const grey = one.channels === 1 || state.settings.channels === "luminance", palette = state.settings.levels === "palette";
     const what = palette ? `a palette of 16 ${grey ? "greys" : "colours"}` : `4 bits for each ${isLayer() ? "weight" : grey ? "pixel" : "channel"}`;
-    $("[data-test=verdict]").textContent = four.psnr === Infinity ? `With ${what}, “${one.name}” loses nothing: it has only ${four.colours.toLocaleString("en")} colours.`
-      : `With ${what}, “${one.name}” ${keeps(four)}, and its PNG is ${figure.cell(four, "ratio")} times smaller than its pixels; with 1 bit it ${keeps(least)}.`;
+    $("[data-test=verdict]").textContent = four.psnr === Infinity ? `With ${what}, “${one.name}” loses nothing: it has only ${words.count(four.colours, "colour")}.`
+      : `With ${what}, “${one.name}” ${keeps(four)}, and its PNG is ${four.ratio < 1 ? "larger" : `${figure.cell(four, "ratio")} times smaller`} than its pixels; with 1 bit it ${keeps(least)}.`;
     $("[data-test=name]").textContent = one.name;
     $("[data-test=about]").textContent = $("h2 small", section(state.index)).textContent;
   }
