@@ -238,18 +238,33 @@ def test_the_line_follows_the_pointer_and_a_zoomed_picture_is_moved(browser: Bro
 
 def test_a_card_shows_its_depth(browser: Browser, report: ImageReport) -> None:
     with shown(browser, report) as page:
-        page.locator(".picture:visible [data-bits='2'] [data-test=card]").click()
+        page.locator(".picture.on [data-bits='2'] [data-test=card]").click()
         expect(part(page, "bits-said")).to_have_text("2 bits")
         expect(part(page, "facts-title")).to_have_text("2 bits for each channel")
         expect(part(page, "facts")).to_contain_text(f"{report.figures[0][5].psnr:.1f} dB")
-        page.locator(".picture:visible [data-bits=original] [data-test=card]").click()
+        page.locator(".picture.on [data-bits=original] [data-test=card]").click()
         expect(part(page, "split-said")).to_have_text("100 %")
+
+
+def test_all_pictures_make_one_gallery_that_follows_the_settings(browser: Browser, report: ImageReport) -> None:
+    with shown(browser, report) as page:
+        assert page.locator(".picture:visible").count() == 2
+        choose(page, "rounding", "dithered")
+        page.wait_for_selector("html[data-all*=dithered]", state="attached")
+        samples = report.pictures[1].samples
+        expected = Original(samples).measure(quantize(samples, 3, Settings(rounding="dithered")), 3)
+        assert row(page, 3, 1)["psnr"] == f"{expected.psnr:.1f} dB"
+        page.locator(".picture[data-i='1'] [data-bits='3'] [data-test=card]").click()
+        page.wait_for_selector("html[data-measured^='1 ']", state="attached")
+        expect(part(page, "bits-said")).to_have_text("3 bits")
+        assert pixels_of(page, 3, 1) == as_shown(quantize(samples, 3, Settings(rounding="dithered")).samples)
+        assert page.locator("[aria-pressed=true]").count() == 1
 
 
 def test_the_histogram_shows_the_levels_of_the_grid(browser: Browser, report: ImageReport) -> None:
     with shown(browser, report) as page:
         for bits, levels in ((4, 16), (3, 8), (1, 2)):
-            page.locator(f".picture:visible [data-bits='{bits}'] [data-test=card]").click()
+            page.locator(f".picture.on [data-bits='{bits}'] [data-test=card]").click()
             expect(part(page, "histogram").locator(".rule")).to_have_count(levels)
         choose(page, "range", "tile")
         expect(part(page, "histogram").locator(".rule")).to_have_count(0)
@@ -300,7 +315,7 @@ def test_an_uploaded_picture_is_quantized_as_python_does(browser: Browser, repor
         assert pixels_of(page, "original", 4) == as_shown(samples)
         for bits in (6, 3, 1):
             assert pixels_of(page, bits, 4) == as_shown(quantize(samples, bits).samples)
-        expect(page.locator(".picture:visible h2")).to_contain_text("new.png 70 × 50 pixels, 3 channels of 8 bits")
+        expect(page.locator(".picture.on h2")).to_contain_text("new.png 70 × 50 pixels, 3 channels of 8 bits")
         assert page.locator("[name=picture][value='4']").is_checked()
         expected = Original(samples).measure(quantize(samples, 3), 3)
         assert row(page, 3, 4)["psnr"] == f"{expected.psnr:.1f} dB"
@@ -319,7 +334,7 @@ def test_a_dropped_picture_is_taken(browser: Browser, report: ImageReport) -> No
             base64.b64encode(encode_png(photo(30, 30, 1))).decode(),
         )
         page.wait_for_selector("html[data-measured^='4 ']", state="attached")
-        expect(page.locator(".picture:visible h2")).to_contain_text("dropped.png 30 × 30 pixels, 1 channel of 8 bits")
+        expect(page.locator(".picture.on h2")).to_contain_text("dropped.png 30 × 30 pixels, 1 channel of 8 bits")
 
 
 def jpeg(image: Image.Image, **options: Any) -> bytes:
@@ -345,9 +360,9 @@ def test_uploads_are_turned_laid_on_white_and_resized_and_that_is_said(browser: 
         upload(page, "deep.png", encode_png(photo(30, 30, 3, "uint16")))
         upload(page, "moving.gif", moving.getvalue(), "image/gif")
         page.wait_for_selector("html[data-measured^='8 ']", state="attached")
-        notes = page.locator(".picture [data-test=notes]").all_text_contents()[4:]
+        notes = [page.locator(f".picture[data-i='{i}'] [data-test=notes]").text_content() for i in range(4, 9)]
         assert notes[0] == "Turned as its EXIF data say."
-        assert page.locator(".picture h2").nth(4).text_content().endswith("20 × 30 pixels, 3 channels of 8 bits")
+        assert page.locator(".picture[data-i='4'] h2").text_content().endswith("20 × 30 pixels, 3 channels of 8 bits")
         assert notes[1] == "Laid on white where it is transparent."
         assert notes[2] == "Resized from 2,400 × 1,500 to 1,200 × 750 for the page."
         assert notes[3] == "Read with 8 of its 16 bits, as browsers do; qvis image reads all of them."
@@ -393,7 +408,7 @@ def test_what_is_no_picture_is_refused_with_a_message(
         assert page.locator("[name=picture]:checked").input_value() == "0"
         upload(page, "good.png", encode_png(photo()))
         expect(part(page, "message")).to_be_hidden()
-        expect(page.locator(".picture:visible h2")).to_contain_text("good.png")
+        expect(page.locator(".picture.on h2")).to_contain_text("good.png")
 
 
 def test_the_page_answers_while_a_photo_of_12_megapixels_is_opened(browser: Browser, report: ImageReport) -> None:
@@ -401,7 +416,11 @@ def test_the_page_answers_while_a_photo_of_12_megapixels_is_opened(browser: Brow
     with shown(browser, report) as page:
         upload(page, "photo.jpg", jpeg(Image.fromarray(large), quality=80), "image/jpeg")
         page.wait_for_selector("html[data-shown^='4 ']", state="attached")
-        assert page.locator(".picture [data-test=notes]").nth(4).text_content().startswith("Resized from 4,000 × 3,000")
+        assert (
+            page.locator(".picture[data-i='4'] [data-test=notes]")
+            .text_content()
+            .startswith("Resized from 4,000 × 3,000")
+        )
         page.keyboard.press("[")
         expect(part(page, "bits-said")).to_have_text("3 bits")
 

@@ -102,8 +102,8 @@ def tell(picture: Picture, figures: Sequence[Figures], settings: Settings) -> st
         return f"With {what}, {name} loses nothing: it has only {count(four.colours, 'colour')}."
     least = "loses nothing" if one.psnr == inf else f"keeps {decibels(one.psnr)}"
     return (
-        f"With {what}, {name} keeps {decibels(four.psnr)}, and its PNG is {times(four.ratio)} than its pixels; with 1 bit"
-        f" it {least}."
+        f"With {what}, {name} keeps {decibels(four.psnr)}, and its PNG is {times(four.ratio)} than its pixels;"
+        f" with 1 bit it {least}."
     )
 
 
@@ -142,15 +142,12 @@ def size(number: int) -> str:
 
 def find_verdict(report: ImageReport) -> dict[str, Any]:
     text = report.verdict
-    many = len(report.pictures)
     details = [
         "A number of b bits is one of 2ᵇ levels, and which one is all that is kept: here of the light of a pixel,"
         " in a model of each weight.",
         "The code that rounds these pixels, qvis/quantization/grids.py, also rounds the weights of layers; the range of"
         " the picture is to its tiles what one range for a layer is to one for each of its channels.",
     ]
-    if many > 1:
-        details.append(f"There are {many} pictures.")
     return {"text": text, "sentence": [(text, "")], "details": details, "first": len(details)}
 
 

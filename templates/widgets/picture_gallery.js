@@ -1,13 +1,14 @@
-// What belongs to the picture that is shown: the small pictures of all depths, the table, and the figures beside the view.
+// The small pictures of all depths and the table of each picture, and the figures beside the view of the one that is shown.
 const gallery = (() => {
   const {state, pictures} = store, busy = $("[data-test=busy]");
+  const ASIDE = 320;                                                   // sides of a small copy
   let turn = 0, seen;
   const drawn = new Promise((done) => { seen = done; });               // the first picture stands there
   const section = (index) => $(`.picture[data-i="${index}"]`);
 
   // A card and a row for each depth; those of the page's start are there already.
-  function arrange() {
-    const home = section(state.index), list = $(".gallery", home), body = $("tbody", home), wanted = ["original", ...store.depths()];
+  function arrange(index = state.index) {
+    const home = section(index), list = $(".gallery", home), body = $("tbody", home), wanted = ["original", ...store.depths(pictures[index])];
     for (const bits of wanted) for (const parent of [list, body]) {
       let node = [...parent.children].find((one) => one.dataset.bits === String(bits));
       if (!node) {
@@ -20,17 +21,22 @@ const gallery = (() => {
     for (const parent of [list, body]) for (const node of [...parent.children]) node.hidden = !wanted.map(String).includes(node.dataset.bits);
   }
 
-  function fill(bits) {
-    const home = section(state.index), found = bits === "original" ? store.shown.original : store.shown.at.get(bits), query = `[data-bits="${bits}"]`;
+  // What is known of a depth. Pictures that are not shown have small copies alone, so that many of them take little memory.
+  function known(bits, index) {
+    const one = pictures[index];
+    return bits === "original" ? one.original : (index === state.index ? one : one.aside ?? one).at.get(bits);
+  }
+  function fill(bits, index = state.index) {
+    const one = pictures[index], home = section(index), found = known(bits, index), query = `[data-bits="${bits}"]`;
     for (const cell of $$(`tbody ${query} td`, home)) cell.textContent = figure.cell(found, cell.dataset.of);
-    const card = $(`.gallery ${query}`, home), canvas = bits === "original" ? store.shown.canvas : found?.canvas;
+    const card = $(`.gallery ${query}`, home), canvas = bits === "original" ? one.canvas : found?.canvas;
     $(".said span", card).textContent = figure.cell(found, bits === "original" ? "png_bytes" : "psnr");
     if (canvas && card.firstChild.firstChild !== canvas) {
       canvas.setAttribute("role", "img");
-      canvas.setAttribute("aria-label", `${store.shown.name}, ${figure.bits(bits)}`);
+      canvas.setAttribute("aria-label", `${one.name}, ${figure.bits(bits)}`);
       card.firstChild.firstChild.replaceWith(canvas);
     }
-    if (bits === state.bits) facts();
+    if (bits === state.bits && index === state.index) facts();
   }
 
   function facts() {
@@ -43,8 +49,9 @@ const gallery = (() => {
       return row;
     }));
     histogram(found); cost();
+    for (const node of $$(".picture:not(.on) [data-on]")) node.removeAttribute("data-on");
     for (const node of $$("[data-bits]", section(state.index))) node.toggleAttribute("data-on", node.dataset.bits === String(state.bits));
-    for (const button of $$(".gallery button", section(state.index))) button.setAttribute("aria-pressed", button.parentNode.dataset.bits === String(state.bits));
+    for (const button of $$(".gallery button")) button.setAttribute("aria-pressed", button.closest(".picture.on") !== null && button.parentNode.dataset.bits === String(state.bits));
   }
 
   const layer = () => store.payload.layers[state.index - store.payload.pictures.length + store.payload.layers.length];
@@ -59,7 +66,7 @@ const gallery = (() => {
     const levels = single && found?.values ? found.values : [], shown = levels.length <= 64 ? levels : [];
     chart($("[data-test=histogram]"), {
       height: 150, label: `Histogram of the ${what}, with the ${levels.length} levels of ${figure.bits(state.bits)}`,
-      x: {low, high, label: isLayer() ? "weight" : grey && one.channels > 1 ? "level; the numbers are those of red, green and blue" : "level"}, y: {low: 0, label: `share of the ${what}, %`},
+      x: {low, high, ...(isLayer() ? {} : {format: (v) => v.toLocaleString("en")}), label: isLayer() ? "weight" : grey && one.channels > 1 ? "level; the numbers are those of red, green and blue" : "level"}, y: {low: 0, label: `share of the ${what}, %`},
       series: [
         {kind: "bars", name: what, points: bars.map((count, i) => [low + i * width, 100 * count / total, `${words.number(low + i * width)} to ${words.number(low + (i + 1) * width)}\n${words.percent(count / total)}`, undefined, low + (i + 1) * width])},
         ...(shown.length ? [{kind: "rules", name: state.settings.levels === "palette" && one.channels === 3 ? "brightness of the palette’s colours" : "levels", colour: "accent", points: shown.map((value) => [real(value), 0])}] : []),
@@ -95,7 +102,7 @@ const gallery = (() => {
   // All depths of the picture and settings that are shown, the chosen one first; what is outdated meanwhile stops.
   async function compute() {
     const mine = ++turn, {index} = state, outdated = () => mine !== turn;
-    delete root.dataset.shown; delete root.dataset.measured;
+    delete root.dataset.shown; delete root.dataset.measured; delete root.dataset.all;
     const later = setTimeout(() => { busy.hidden = false; }, 150);
     try {
       await store.load(index);
@@ -103,6 +110,7 @@ const gallery = (() => {
       const one = store.shown, settings = store.settings(), key = JSON.stringify(settings);
       if (!store.depths().includes(state.bits)) [state.bits] = store.depths();
       if (one.key !== key) { one.key = key; one.at.clear(); }
+      one.aside = undefined;
       arrange(); facts();
       for (const bits of ["original", ...store.depths()]) if (bits === "original" || one.at.has(bits) || one.known?.key !== key) fill(bits);
       view.refresh();
@@ -128,7 +136,31 @@ const gallery = (() => {
       }
       tell();
       root.dataset.measured = root.dataset.shown = `${index} ${key}`;
+      for (const other of pictures.keys()) if (other !== index && pictures[other]?.kind === "picture") await setAside(other, outdated);
+      if (!outdated()) root.dataset.all = JSON.stringify(state.settings);
     } finally { clearTimeout(later); if (!outdated()) busy.hidden = true; }
+  }
+
+  // A picture that is not shown, with the same settings, for its small pictures and its table.
+  async function setAside(index, outdated) {
+    const one = pictures[index], settings = store.settings(one), key = JSON.stringify(settings);
+    if (!section(index) || outdated() || (one.aside?.key ?? one.key ?? one.known?.key) === key) return;
+    await store.load(index);
+    if (outdated()) return;
+    one.aside = {key: "", at: new Map()};
+    arrange(index);
+    for (const bits of ["original", ...store.depths(one)]) fill(bits, index);
+    for (const bits of store.depths(one)) {
+      const found = await store.ask("quantize", {index, bits, settings});
+      if (outdated()) return;
+      const whole = store.draw(found.rgba, one), canvas = element("canvas"), factor = Math.max(1, Math.max(one.width, one.height) / ASIDE);
+      canvas.width = Math.max(1, Math.round(one.width / factor)); canvas.height = Math.max(1, Math.round(one.height / factor));
+      canvas.getContext("2d").drawImage(whole, 0, 0, canvas.width, canvas.height);
+      one.aside.at.set(bits, {...found, ...(one.known?.key === key ? one.known.at.get(bits) : await store.ask("measure", {index, bits, settings})), levels: 2 ** bits, canvas, rgba: undefined});
+      if (outdated()) return;
+      fill(bits, index);
+    }
+    one.aside.key = key;
   }
 
   function setBits(bits) {
@@ -141,7 +173,11 @@ const gallery = (() => {
   function select(index) {
     state.index = index;
     delete root.dataset.shown; delete root.dataset.measured;
-    for (const one of $$(".picture")) one.hidden = +one.dataset.i !== index;
+    for (const one of $$(".picture")) {
+      one.classList.toggle("on", +one.dataset.i === index);
+      one.hidden = +one.dataset.i !== index && one.classList.contains("layer");
+    }
+    $(".viewer").after(section(index));                               // its figures next to its view
     return store.load(index).then(() => { if (state.index === index) { view.reset(); return compute(); } return undefined; });
   }
 
@@ -155,13 +191,18 @@ const gallery = (() => {
     $("[data-test=notes]", made).textContent = one.notes.map((note) => `${note[0].toUpperCase()}${note.slice(1)}.`).join(" ");
     $("caption", made).textContent = `What ${one.name} keeps and takes at each depth`;
     $(".gallery", made).classList.toggle("tall", one.height > one.width);
-    $$(".picture").at(-1).after(made);
+    $(".models").before(made);
   }
 
   document.addEventListener("click", (event) => {
     const card = event.target.closest(".gallery button");
     if (!card) return;
-    const {bits} = card.parentNode.dataset;
+    const {bits} = card.parentNode.dataset, index = +card.closest(".picture").dataset.i;
+    if (index !== state.index) {
+      if (bits !== "original") state.bits = +bits;
+      choice.select(index);
+      $(".viewer").scrollIntoView({block: "start"});
+    }
     if (bits === "original") view.split(100); else { setBits(+bits); if ($("[name=split]").value > 90) view.split(50); }
   });
   return {drawn, section, compute, select, add, setBits, step, facts};
