@@ -19,7 +19,7 @@ from qvis.images.quantizing import Samples, depth_of, quantize
 from qvis.images.settings import BITS, TILE, Settings, depths
 from qvis.images.shrinking import shrink
 from qvis.report.frame import read_widget, render_page
-from qvis.words import count, visible
+from qvis.words import count, size, visible
 
 if TYPE_CHECKING:
     from qvis.images.report import ImageReport
@@ -129,15 +129,6 @@ def times(value: float) -> str:
     if value < 1:
         return "larger"
     return f"{value:.1f} times smaller" if value < 100 else f"{value:,.0f} times smaller"
-
-
-def size(number: int) -> str:
-    """``812 B``, ``1.5 kB``, ``2.3 MB``: powers of 1000."""
-    for limit, unit in ((1e6, "MB"), (1e3, "kB")):
-        if number >= limit:
-            value = number / limit
-            return f"{value:.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
-    return f"{number} B"
 
 
 def find_verdict(report: ImageReport) -> dict[str, Any]:

@@ -36,6 +36,12 @@ const words = {
     const size = Math.abs(value);
     return (size !== 0 && (size < 1e-3 || size >= 1e5) ? value.toExponential(2) : value.toPrecision(4)).replaceAll("-", "−");
   },
+  // Bytes in three digits, in units of a thousand, as in Python.
+  size(bytes) {
+    const value = +bytes.toPrecision(3);
+    for (const [limit, unit] of [[1e9, "GB"], [1e6, "MB"], [1e3, "kB"]]) if (value >= limit) return `${+(value / limit).toPrecision(10)} ${unit}`;
+    return words.count(bytes, "byte");
+  },
   decibels: (value) => value === null ? "n/a" : `${value.toFixed(1)} dB`,
   // control characters and changes of direction spelled out, as in Python: a layer's name must not turn the text around it
   visible: (text) => text.replace(/(?! )[\p{C}\p{Z}]/gu, (c) => ({"\n": "\\n", "\r": "\\r", "\t": "\\t"})[c] ?? (c.codePointAt(0) < 256 ? "\\x" + c.codePointAt(0).toString(16).padStart(2, "0") : "\\u" + c.codePointAt(0).toString(16).padStart(4, "0"))),

@@ -1,13 +1,9 @@
 // Figures in words, as qvis/images/page.py has them.
 const figure = (() => {
-  const size = (number) => {
-    for (const [limit, unit] of [[1e6, "MB"], [1e3, "kB"]]) if (number >= limit) return `${(number / limit).toFixed(number / limit >= 100 ? 0 : 1)} ${unit}`;
-    return `${number} B`;
-  };
   const decibels = (value) => value === Infinity ? "∞ dB" : `${value.toFixed(1).replace("-", "−")} dB`;
   const count = (value) => value.toLocaleString("en");
   const say = {
-    levels: count, colours: count, bits_per_pixel: String, bytes: size, png_bytes: size, psnr: decibels,
+    levels: count, colours: count, bits_per_pixel: String, bytes: words.size, png_bytes: words.size, psnr: decibels,
     ratio: (value) => value < 100 ? value.toFixed(1) : count(Math.round(value)),
     ssim: (value) => Number.isNaN(value) ? "n/a" : value.toFixed(4),
   };

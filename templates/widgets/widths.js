@@ -10,11 +10,7 @@ const widths = await (async () => {
   let at = chosen;
 
   const db = (value) => isKnown(value) ? `${value.toFixed(1).replace("-", "−")} dB` : value === null ? "n/a" : "all";
-  const size = (bytes) => {
-    const value = +bytes.toPrecision(3);
-    for (const [limit, unit] of [[1e9, "GB"], [1e6, "MB"], [1e3, "kB"]]) if (value >= limit) return `${+(value / limit).toPrecision(10)} ${unit}`;
-    return words.count(bytes, "byte");
-  };
+  const {size} = words;
   const kept = (mix) => mix.measured_db ?? mix.predicted_db;
   const sure = (mix) => mix.measured_db === null ? "predicted" : `measured, ± ${mix.measured_spread_db.toFixed(1)}`;
   const sharing = (granularity) => typeof granularity === "number" ? `groups of ${granularity}` : `per ${granularity}`;
