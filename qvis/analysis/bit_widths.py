@@ -271,6 +271,12 @@ class Search:
             )
         return mixer.within_bytes(goal.value - self.rest_bytes, damages)
 
+    def fits(self, goal: Goal, mix: Mix) -> bool:
+        """Whether a mix is within a limit of the size."""
+        if goal.kind == "average_bits":
+            return mix.average_bits <= goal.value * (1 + 1e-9)
+        return mix.bytes + self.rest_bytes <= goal.value
+
     def _smallest(self, mixer: Mixer, kept_db: float) -> Mix:
         """The smallest mix that is measured to keep so many dB."""
         wanted = 10 ** (-kept_db / 10)
@@ -307,7 +313,13 @@ class Search:
             if sum(batch.size for batch in more) > self.study.samples and not why_no_answers(runner.run(more[0]), more):
                 batches = cut(more)
         by_class = (lambda: mixer.select(self._damages(classes=True).damage)) if runner.differentiable else None
-        return Keeper(mixer, Answers(self.study, batches, self.seed), partial(self.within, mixer, goal), by_class)
+        return Keeper(
+            mixer,
+            Answers(self.study, batches, self.seed),
+            partial(self.within, mixer, goal),
+            partial(self.fits, goal),
+            by_class,
+        )
 
     # -- verify -------------------------------------------------------------------------------------------------------
 

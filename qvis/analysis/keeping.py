@@ -13,6 +13,7 @@ from qvis.analysis.mixing import Mixer
 from qvis.analysis.study import Change
 from qvis.analysis.widths import Mix
 from qvis.layers import FloatArray
+from qvis.noise import WeightGrid
 
 NEAR = 2
 """A gentle mix has no layer further from one width for all than that."""
@@ -26,21 +27,31 @@ class Keeper:
     """Sees to it that a mix gives no fewer right answers than one width for all layers of the same size does."""
 
     def __init__(
-        self, mixer: Mixer, answers: Answers, within: Within, by_class: Callable[[], Sequence[FloatArray]] | None
+        self,
+        mixer: Mixer,
+        answers: Answers,
+        within: Within,
+        fits: Callable[[Mix], bool],
+        by_class: Callable[[], Sequence[FloatArray]] | None,
     ) -> None:
         self.mixer = mixer
         self.answers = answers
         self.within = within
         """Gives the best mix within the limit that was asked for."""
+        self.fits = fits
+        """Whether a mix is within it."""
         self.by_class = by_class
         """Gives damages of what the outputs say of classes; None where nothing can be differentiated."""
         self.told: list[str] = []
         """What was tried, where it was needed."""
-        self._hits: dict[int, Hits] = {}
+        self._hits: dict[tuple[WeightGrid, ...], Hits] = {}
 
     def hits(self, mix: Mix) -> Hits:
         """How often each answer is right with a mix."""
-        return self.answers.hits(Change(mix.grids))
+        key = tuple(mix.grids.values())
+        if key not in self._hits:
+            self._hits[key] = self.answers.hits(Change(mix.grids))
+        return self._hits[key]
 
     @cached_property
     def exact(self) -> Hits:
@@ -55,11 +66,8 @@ class Keeper:
             return None
         above = next(at for at, one in enumerate(sizes) if one >= size)
         below = above if sizes[above] == size else above - 1
-        for at in (below, above):
-            if at not in self._hits:
-                self._hits[at] = self.hits(mixes[at])
         share = (size - sizes[below]) / max(1, sizes[above] - sizes[below])
-        return (1 - share) * self._hits[below] + share * self._hits[above]
+        return (1 - share) * self.hits(mixes[below]) + share * self.hits(mixes[above])
 
     def count(self, chosen: Mix) -> Mix:
         """The mix with its right answers counted."""
@@ -67,38 +75,39 @@ class Keeper:
         return replace(chosen, accuracy=compare(hits, self.exact if others is None else others))
 
     def keep(self, chosen: Mix) -> Mix:
-        """The mix itself where its answers are as good; else the one with the best answers of several."""
-        hits, others = self.hits(chosen), self.uniform(chosen.bytes)
-        if others is None:
-            return replace(chosen, accuracy=compare(hits, self.exact))
-        if hits.mean() >= others.mean():
-            return replace(chosen, accuracy=compare(hits, others))
-        self.told.append(
-            f"The mix of least damage gives {hits.mean():.1%} right answers, one width for all layers at equal size "
-            f"{others.mean():.1%}. So others were tried:"
-        )
-        best, most = chosen, hits
-        for what, mix in self._others(chosen):
-            found = self.hits(mix)
-            self.told.append(f"{what}: {found.mean():.1%} right.")
-            if found.mean() > most.mean():
-                best, most = mix, found
-        self.told.append(
-            "None of them is better." if best is chosen else "The best of them was taken, by these same answers."
-        )
-        [best] = self.mixer.measure([best])
-        against = self.uniform(best.bytes)
-        return replace(best, accuracy=compare(most, self.exact if against is None else against))
+        """The mix itself where its answers are as good; else the best of several others that give more.
 
-    def _others(self, chosen: Mix) -> Iterator[tuple[str, Mix]]:
+        Answers follow where the mix gives as many as one width for all layers of its size, or as the model in float,
+        but for what chance may bring: one standard error of the difference over the answers.
+        """
+        counted, hits, others = self.count(chosen), self.hits(chosen), self.uniform(chosen.bytes)
+        if others is None or not clearly(others, hits) or hits.mean() >= self.exact.mean():
+            return counted
+        self.told.append(
+            f"The mix of least damage gives {100 * hits.mean():.1f} % right answers, one width for all layers at equal"
+            f" size {100 * others.mean():.1f} %. So others were tried:"
+        )
+        tried = [(what, mix, self.hits(mix)) for what, mix in self._others()]
+        self.told += [f"{what}: {100 * found.mean():.1f} % right." for what, _, found in tried]
+        better = [(mix, found) for _, mix, found in tried if clearly(found, hits)]
+        if not better:
+            self.told.append("None of them is clearly better.")
+            return counted
+        _, best = max(better, key=lambda one: float(one[1].mean()))
+        as_good = [mix for mix, found in better if not clearly(best, found)]
+        [found] = self.mixer.measure([min(as_good, key=lambda mix: mix.predicted)])
+        self.told.append("The best of them was taken, by these same answers.")
+        return self.count(found)
+
+    def _others(self) -> Iterator[tuple[str, Mix]]:
         """Other mixes within the limit, and what they are made by."""
-        mixer, limit = self.mixer, chosen.bytes
+        mixer = self.mixer
         if self.by_class is not None:
             likely = self.by_class()
             middle = [np.sqrt(a * b) for a, b in zip(likely, mixer.damages, strict=True)]
             yield "least change of the likelihood of classes", self.within(likely)
             yield "half that, half the output", self.within(middle)
-        narrower = [mix for mix in mixer.uniform if mix.bytes <= limit + len(mixer.layers)]
+        narrower = [mix for mix in mixer.uniform if self.fits(mix)]
         if narrower:
             bits = round(narrower[-1].average_bits)
             held = [
@@ -107,3 +116,8 @@ class Keeper:
             ]
             yield f"least damage with no layer more than {NEAR} bits from {bits}", self.within(held)
             yield f"{bits} bits for all layers", narrower[-1]
+
+
+def clearly(hits: Hits, others: Hits) -> bool:
+    """Whether there are more right answers than others, by more than one standard error of the difference."""
+    return float(hits.mean() - others.mean()) > compare(hits, others).error

@@ -195,11 +195,14 @@ class BitWidths:
         """What was chosen and what it brings, in one sentence."""
         found = self.verified
         text = f"At {self.chosen.average_bits:.2f} bits on average the output keeps {found.sqnr_db:.1f} dB"
-        if isfinite(found.uniform_db):
-            text += f", {abs(found.gain_db):.1f} dB {'more' if found.gain_db >= 0 else 'less'} than with one width for"
-            text += " all layers at equal size"
+        if isfinite(found.gain_db):
+            gain = f"{abs(found.gain_db):.1f} dB {'more' if found.gain_db > 0 else 'less'} than"
+            text += (
+                f", {'as much as' if abs(found.gain_db) < 0.05 else gain} with one width for all layers at equal size"
+            )
         if found.accuracy is not None:
-            text += f"; {found.accuracy.share:.1%} of the answers are right, {found.float_accuracy:.1%} in float"
+            right, exact = (f"{100 * one:.1f} %" for one in (found.accuracy.share, found.float_accuracy))
+            text += f"; {right} of the answers are right, {exact} in float"
         return text + "."
 
     def write(self, out_dir: str | PathLike[str], formats: Sequence[str] = ("html",)) -> Report:
