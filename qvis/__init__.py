@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         visualize_relative_weight_ranges,
         visualize_weight_ranges,
     )
+    from qvis.report.grids import compare_grids
 
 _HOMES = {
     "BitWidths": "qvis.analysis.widths",
@@ -42,6 +43,7 @@ _HOMES = {
     "Equalization": "qvis.equalization.result",
     "NotRunnableError": "qvis.errors",
     "analyze": "qvis.analysis",
+    "compare_grids": "qvis.report.grids",
     "equalize": "qvis.equalization.equalize",
     "exclusions": "qvis.excluding",
     "sensitivity": "qvis.analysis.sensitivity",
@@ -74,6 +76,7 @@ __all__ = [
     "__version__",
     "analyze",
     "bit_widths",
+    "compare_grids",
     "equalize",
     "exclusions",
     "sensitivity",

@@ -18,8 +18,10 @@ from qvis.adapters.digits import load_digits_model
 from qvis.analysis import analyze_network
 from qvis.analysis.comparison import compare
 from qvis.layers import Layer, LayerAnalysis, Network, Severity, Skipped, Thresholds
+from qvis.quantization.grids import Scheme
 from qvis.report.bit_widths import summarize_widths
 from qvis.report.document import Document, jsonable, summarize, summarize_changes
+from qvis.report.grids import compare_grids
 from tests.widths import make_widths
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -53,7 +55,8 @@ def network(seed: int) -> Network:
 
 
 @pytest.fixture(scope="module")
-def documents() -> list[Document]:
+def documents(tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
+    folder = tmp_path_factory.mktemp("grids")
     one, two = (analyze_network(network(seed)) for seed in (0, 1))
     inputs = np.random.default_rng(2).random((4, 1, 8, 8), dtype=np.float32)
     run = qvis.analyze(load_digits_model(), inputs=inputs)
@@ -61,7 +64,10 @@ def documents() -> list[Document]:
     linear = (torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 5), torch.nn.Sigmoid(), torch.nn.Linear(5, 3))
     found = qvis.equalize(torch.nn.Sequential(*linear), inputs.reshape(-1, 4))
     equalized = summarize_changes(compare(found.before, found.after), found)
+    schemes = (Scheme(bits=4, granularity="tensor"), Scheme("kmeans", 2))
+    grids = compare_grids({"wide": np.eye(4)}, folder, schemes=schemes, formats="json").document
     return [
+        grids,
         summarize(one, "weight_ranges"),
         summarize_changes(compare(one, two)),
         summarize(run, "sensitivity"),
@@ -70,8 +76,8 @@ def documents() -> list[Document]:
     ]
 
 
-BY_LAYER = ("items", "missing")
-"""Objects that have a field for each layer."""
+BY_LAYER = ("items", "missing", "codebooks")
+"""Objects that have a field for each layer, or for some schemes."""
 
 
 def keys(value: Any) -> Iterator[str]:

@@ -110,7 +110,7 @@ def read(
         left_out = "".join(f"; {skipped.name!r} {skipped.reason}" for skipped in network.skipped[:3])
         raise UnsupportedModelError(f"model: {network.name} holds no weights that could be reported on{left_out}")
     if channel_axis is not None:
-        network = replace(network, layers=_turn(network, channel_axis))
+        network = replace(network, layers=turn(network, channel_axis))
     if selected_layers is not None:
         network = select(network, selected_layers)
     return network if name is None else replace(network, name=name)
@@ -346,7 +346,7 @@ def _matching(network: Network, names: dict[str, set[str]], wanted: str, argumen
     return matched
 
 
-def _turn(network: Network, channel_axis: int | Mapping[str, int]) -> tuple[Layer, ...]:
+def turn(network: Network, channel_axis: int | Mapping[str, int]) -> tuple[Layer, ...]:
     """The layers with their output channels along the axes that were asked for."""
     given: dict[str, Any] = dict(channel_axis) if isinstance(channel_axis, Mapping) else {"": channel_axis}
     if not all(isinstance(one, str) and type(axis) is int for one, axis in given.items()):

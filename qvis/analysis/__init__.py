@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from qvis.analysis.verdicts import judge
 from qvis.layers import Analysis, FloatArray, Layer, LayerAnalysis, Network, Severity, Thresholds
 from qvis.running import Track, silently
 from qvis.words import encodable
+
+if TYPE_CHECKING:
+    from qvis.analysis.grids import LayerGrids
 
 WIDTHS = (8, 6, 4, 3, 2)
 """Widths that are looked at beside the one that is judged."""
@@ -132,7 +135,7 @@ def analyze_network(
         skipped=tuple(replace(skipped, name=encodable(skipped.name)) for skipped in network.skipped),
         thresholds=thresholds,
         bits=bits,
-        fingerprint=_fingerprint(layers),
+        fingerprint=fingerprint(layers),
         graph=network.graph,
         no_graph=network.no_graph,
     )
@@ -142,7 +145,7 @@ def analyze_layer(layer: Layer, bits: int, thresholds: Thresholds, workers: Pool
     """Read the weight once, describe its channels, round it, and judge."""
     workers = workers or Pool()
     weight = np.ascontiguousarray(layer.weight)
-    digest = workers.submit(lambda: _digest(weight))
+    digest = workers.submit(lambda: digest_weight(weight))
     statistics = channel_statistics(weight, dead=thresholds.dead, pool=workers)
     rounding = rounding_noise(weight, statistics, bits=bits, pool=workers)
     flags = find_flags(statistics, rounding, thresholds)
@@ -170,13 +173,14 @@ def analyze_layer(layer: Layer, bits: int, thresholds: Thresholds, workers: Pool
     )
 
 
-def _digest(weight: FloatArray) -> str:
+def digest_weight(weight: FloatArray) -> str:
     """sha256 of the matrix as little-endian numbers, row by row."""
     little = weight.astype(weight.dtype.newbyteorder("<"), copy=False)
     return hashlib.sha256(little.data.cast("B")).hexdigest()
 
 
-def _fingerprint(layers: Sequence[LayerAnalysis]) -> str:
+def fingerprint(layers: Iterable[LayerAnalysis | LayerGrids]) -> str:
+    """sha256 of the names, shapes and weights of layers, as hexadecimal digits."""
     whole = hashlib.sha256()
     for layer in layers:
         whole.update(f"{layer.name}\0{layer.shape}\0{layer.digest}\n".encode())

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from qvis.cli import bits, check, compare, demo, equalize, image, report, sensitivity
+from qvis.cli import bits, check, compare, demo, equalize, grids, image, report, sensitivity
 from qvis.version import __version__
 
 INTERRUPTED = 130
@@ -61,6 +61,7 @@ for name, command, examples in (
     ("sensitivity", sensitivity.sensitivity, sensitivity.EXAMPLES),
     ("equalize", equalize.equalize, equalize.EXAMPLES),
     ("bits", bits.bits, bits.EXAMPLES),
+    ("grids", grids.grids, grids.EXAMPLES),
     ("compare", compare.compare, compare.EXAMPLES),
     ("check", check.check, check.EXAMPLES),
     ("image", image.image, image.EXAMPLES),

@@ -138,6 +138,30 @@ class Scheme:
                 place = shape.place(*self._range(blocks, shape))
         return Fitted(self, matrix, shape, place)
 
+    @property
+    def block_bits(self) -> int:
+        """What is needed to read the codes of each block, beside them.
+
+        A 16-bit float as the scale, or 8 bits where it is a power of two; 8 bits as the zero point of an asymmetric
+        grid, or as many as the grid has; 16 bits as the lowest level of ``offset``; 16 bits for each level of a
+        codebook, which has no scale. What is the same for all layers, such as the quantiles, is free.
+        """
+        if self.kind == "kmeans":
+            return SCALE_BITS << self.bits
+        scale = EXPONENT_BITS if self.kind in ("power_of_two", "logarithmic") else SCALE_BITS
+        if self.kind == "offset":
+            return scale + SCALE_BITS
+        asymmetric = self.kind in ("uniform", "power_of_two") and not self.symmetric
+        return scale + max(ZERO_BITS, self.bits) if asymmetric else scale
+
+    def bytes(self, channels: int, elements: int) -> int:
+        """What a matrix takes: its codes packed without gaps, and :attr:`block_bits` for each block."""
+        blocks = 1
+        if self.granularity != "tensor":
+            size = elements if self.granularity == "channel" else min(int(self.granularity), elements)
+            blocks = channels * -(-elements // size) if size else channels
+        return -(-(channels * elements * self.bits + blocks * self.block_bits) // 8)
+
     def _shape(self) -> Shape:
         if self.kind in FLOATS:
             return Table(float_levels(self.kind))
@@ -231,21 +255,8 @@ class Fitted:
 
     @property
     def bytes(self) -> int:
-        """What the layer takes, its codes packed without gaps, with all that is needed to read them.
-
-        That is, for each block: a 16-bit float as the scale, or 8 bits where it is a power of two; 8 bits as the zero
-        point of an asymmetric grid, or as many as the grid has; 16 bits as the lowest level of ``offset``; 16 bits for
-        each level of a codebook, which has no scale. What is the same for all layers, such as the quantiles, is free.
-        """
-        kind, bits = self.scheme.kind, self.scheme.bits
-        block = EXPONENT_BITS if kind in ("power_of_two", "logarithmic") else SCALE_BITS
-        if kind == "kmeans":
-            block = SCALE_BITS * 2**bits
-        elif kind == "offset":
-            block += SCALE_BITS
-        elif kind in ("uniform", "power_of_two") and not self.scheme.symmetric:
-            block += max(ZERO_BITS, bits)
-        return -(-(self.matrix.size * bits + len(self._place.scale) * block) // 8)
+        """What the matrix takes; see :meth:`Scheme.bytes`."""
+        return self.scheme.bytes(*self.matrix.shape)
 
     @property
     def bits_per_weight(self) -> float:
