@@ -1,0 +1,424 @@
+"""Finds how much smaller each layer of a model can be made, in several ways, and what that does to the output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from math import isfinite, log, nan
+from typing import Any
+
+import numpy as np
+
+from qvis import adapters
+from qvis.analysis.coding import FewerBits
+from qvis.analysis.compressing import Compression, Stored
+from qvis.analysis.damage import UNRELIABLE, Damage
+from qvis.analysis.factorizing import LowRank, why_not
+from qvis.analysis.preparing import Ready, open_model, spread_passes
+from qvis.analysis.problems import find_flags
+from qvis.analysis.pruning import SmallestWeights, TwoOfFour, WholeChannels
+from qvis.analysis.rounding import checked_bits, rounding_noise
+from qvis.analysis.sensitivity import PROBES, SAMPLES, calibrate
+from qvis.analysis.sizes import Compressibility, Curve, LayerSizes, Point, Trial, plan_trials
+from qvis.analysis.statistics import channel_statistics
+from qvis.analysis.study import UNSURE, Outcome, Study
+from qvis.errors import BadArgumentError
+from qvis.layers import FloatArray, Graph, Layer, Network, Skipped, Thresholds
+from qvis.noise import Estimate, WeightGrid, combine, round_weight
+from qvis.running import Batch, Gradient, Runner, Track, silently
+from qvis.words import count
+
+WIDTHS = (8, 6, 4, 3, 2)
+"""Bits that layers are rounded to, as far as they are no more than the common width."""
+BITS = 8
+KEEP_DB = 30.0
+PLANNED_DB = (0.0, -10.0, -5.0, 5.0, 10.0)
+"""All layers at once are planned to keep this many dB more than is asked for."""
+
+
+def compressibility(
+    model: Any,
+    inputs: Any = None,
+    *,
+    example_inputs: Any = None,
+    labels: Any = None,
+    bits: int = BITS,
+    keep_db: float = KEEP_DB,
+    samples: int = SAMPLES,
+    probes: int = PROBES,
+    fold: bool = True,
+    selected_layers: str | Sequence[str] | None = None,
+    name: str | None = None,
+    seed: int = 0,
+    track: Track = silently,
+) -> Compressibility:
+    """Find how much smaller each layer can be made: by low rank, by leaving out weights or channels, by fewer bits.
+
+    Predicted for all layers and sizes from the same backward passes, without changing anything.
+    :meth:`Compressibility.measure` then makes the most promising ones for real. The model is not changed.
+
+    Parameters
+    ----------
+    model
+        A ``torch.nn.Module``, a Keras or ONNX model, or the path of a file with one.
+    inputs
+        Data to run it on, as for :func:`qvis.sensitivity`. Without data, inputs are made up.
+    example_inputs
+        Inputs of which only shapes and types are used. Needed without data only.
+    labels
+        The classes of the samples, (samples,); those that come with the data by default. With them, and where the
+        first output is (samples, classes), measured scores come with the accuracy.
+    bits
+        The common width, 2 to 16: all that is kept is stored in so many bits, and savings are against the layer in
+        this width.
+    keep_db
+        How many dB of the output are to be left: the damage that is allowed to a layer alone, and to all together.
+    samples
+        Take so many of the data at most.
+    probes
+        Differentiate each sample up to so many times.
+    fold
+        Fold normalizations into the weights before them where the model's graph allows it.
+    selected_layers
+        Names or glob patterns; all layers by default. The others count as rounded to the common width.
+    name
+        What a report calls the model.
+    seed
+        Of the random numbers: the same seed gives the same figures.
+    track
+        Shows how far the work has come.
+
+    Raises
+    ------
+    NotRunnableError
+        The model can be read but not run, such as a bare checkpoint.
+    BadArgumentError
+        Data that the model cannot take, or an argument out of bounds.
+    """
+    _check(bits, keep_db, samples=samples, probes=probes, seed=seed)
+    ready, runner, batches, source = open_model(
+        model, inputs, example_inputs, labels=labels, samples=samples, fold=fold, name=name, seed=seed
+    )
+    whole = ready.network
+    if selected_layers is not None:
+        ready = replace(ready, network=adapters.select(ready.network, selected_layers))
+    widths = (bits, *(width for width in WIDTHS if width < bits))
+    study = Study(ready.network, runner, batches, [WeightGrid(width, "channel") for width in widths], track)
+    if not study.layers:
+        raise BadArgumentError(f"model: none of its {len(ready.network.layers)} layers can be run on other weights")
+    calibrate(study, locally=False)
+    return _find(study, ready, whole, spread_passes(batches, probes, seed), source, bits, keep_db, seed)
+
+
+def _check(bits: int, keep_db: float, **least: int) -> None:
+    checked_bits(bits)
+    if isinstance(keep_db, bool) or not isinstance(keep_db, (int, float)) or not isfinite(keep_db):
+        raise BadArgumentError(f"keep_db: got {keep_db!r}, expected a finite number such as {KEEP_DB:g}")
+    for name, number in least.items():
+        smallest = 0 if name == "seed" else 1
+        if isinstance(number, bool) or not isinstance(number, int) or number < smallest:
+            raise BadArgumentError(f"{name}: got {number!r}, expected a whole number of {smallest} or more")
+
+
+def _find(
+    study: Study,
+    ready: Ready,
+    whole: Network,
+    passes: Sequence[Batch],
+    source: str,
+    bits: int,
+    keep_db: float,
+    seed: int,
+) -> Compressibility:
+    runner, graph = study.runner, ready.network.graph
+    broken = {name for name, weight in study.weights.items() if not np.isfinite(weight).all()}
+    empty = {name for name, weight in study.weights.items() if not np.nan_to_num(weight).any()}
+    used = [layer for layer in study.layers if layer.name not in broken | empty]
+    ways = {layer.name: Ways(layer, study.weights[layer.name], bits, graph) for layer in study.track(used, "Preparing")}
+
+    def watch(gradient: Gradient, samples: int) -> None:  # noqa: ARG001 (the study keeps them)
+        if gradient.layer in ways:
+            ways[gradient.layer].see(gradient.weight)
+
+    outcome = study.differentiate(passes, seed, entering=False, watch=watch) if runner.differentiable else Outcome()
+    damages = _predict(study, ways, outcome)
+    tests = Tests(study, whole, ways, bits)
+    baseline, *accuracy = tests.baseline()
+    served = set(runner.layers)
+    skipped = [Skipped(one.name, "cannot be run on other weights") for one in study_missing(ready.network, served)]
+    skipped += [Skipped(name, "some of its weights are NaN or infinite") for name in study.weights if name in broken]
+    skipped += [Skipped(name, "all its weights are zero") for name in study.weights if name in empty - broken]
+    notes = [*runner.notes, *ready.notes]
+    if not outcome.passes:
+        notes.append("The model cannot be differentiated: nothing is predicted, and only what is measured is known.")
+    labelled = all(one == one for one in accuracy)
+    if not labelled and any(batch.labels is not None for batch in study.batches):
+        notes.append(
+            "The labels are not used: accuracy needs a class for each sample and a first output of (samples, classes)."
+        )
+    found = Compressibility(
+        name=whole.name,
+        framework=whole.framework,
+        bits=bits,
+        keep_db=float(keep_db),
+        layers=tuple(ways[layer.name].describe(layer, damages[layer.name]) for layer in used),
+        baseline=baseline,
+        accuracy=(accuracy[0], accuracy[1]),
+        stored_bytes=sum(study.weights[layer.name].size * _item_bytes(layer) for layer in used),
+        samples=study.samples,
+        passes=outcome.passes,
+        evidence=f"predicted from {source}" if outcome.passes else f"measured on {source}",
+        notes=tuple(notes),
+        skipped=tuple(skipped),
+        run=tests.run,
+    )
+    tests.curves = {layer.name: layer.curves for layer in found.layers}
+    found.trials = plan_trials(found, plan_together(found) if outcome.passes else ())
+    return found
+
+
+def study_missing(network: Network, served: set[str]) -> Iterable[Layer]:
+    """The layers that a runner does not serve."""
+    return (layer for layer in network.layers if layer.name not in served)
+
+
+def _item_bytes(layer: Layer) -> int:
+    """Of one number in the model as it is."""
+    with_name = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+    return next((size for word, size in with_name.items() if word in layer.dtype), 4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Predicting
+
+
+class Ways:
+    """All ways to make one layer smaller."""
+
+    def __init__(self, layer: Layer, weight: FloatArray, bits: int, graph: Graph | None) -> None:
+        self.stored = Stored(weight, round_weight(weight, WeightGrid(bits, "channel")), bits)
+        self.bits = FewerBits(weight, tuple(sorted({width for width in WIDTHS if width < bits} | {bits})))
+        self.refused: dict[str, str] = {}
+        kinds: dict[str, type[Compression]] = {"weights": SmallestWeights, "pattern": TwoOfFour}
+        if weight.shape[1] < 4:
+            self.refused["pattern"] = "it has fewer than four weights for each channel"
+        if _is_table(layer, graph):
+            self.refused["channels"] = "the rows of a table are its entries, and no channels"
+        elif len(weight) < 2:
+            self.refused["channels"] = "it has one channel"
+        else:
+            kinds["channels"] = WholeChannels
+        reason = why_not(layer, graph)
+        if reason:
+            self.refused["rank"] = reason
+        else:
+            kinds["rank"] = LowRank
+        self.changes = {name: make(self.stored) for name, make in kinds.items() if name not in self.refused}
+        self.seen = np.zeros(len(weight), dtype=bool)
+        self.table = _is_table(layer, graph)
+
+    def see(self, gradient: FloatArray) -> None:
+        """Take in the gradient of one pass."""
+        gradient = np.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+        used = gradient.any(axis=1)
+        self.seen |= used
+        # of a table only the rows that were looked up have a derivative
+        rows = slice(None) if used.mean() > 0.5 else np.flatnonzero(used)
+        for change in self.changes.values():
+            change.see(gradient[rows], rows)
+
+    def describe(self, layer: Layer, damages: Mapping[str, list[Damage]]) -> LayerSizes:
+        """The layer's record; ``damages`` are of the options of each method."""
+        weight, stored = self.stored.weight, self.stored
+        statistics = channel_statistics(weight, quartiles=False)
+        thresholds = Thresholds()
+        flags = find_flags(statistics, rounding_noise(weight, statistics, bits=stored.bits), thresholds)
+        by_bits = damages["rounding"]
+        curves = {
+            "coding": _curve("coding", self.bits.widths, self.bits.coded, by_bits, self.bits.make),
+            "rounding": _curve("rounding", self.bits.widths, self.bits.packed, by_bits, self.bits.make),
+        }
+        for method, change in self.changes.items():
+            curves[method] = _curve(method, change.settings, change.sizes, damages[method], change.make)
+        rank = self.changes.get("rank")
+        notes = list(layer.notes)
+        if self.table and self.seen.any():
+            notes.append(
+                f"{int(self.seen.sum()):,} of {count(len(self.seen), 'entry')} were looked up".replace("entrys", "entries")
+            )
+        elif by_bits and by_bits[0].predicted == 0:
+            notes.append("The output did not depend on this layer for these samples")
+        return LayerSizes(
+            name=layer.name,
+            op=layer.op,
+            shape=layer.shape,
+            weights=weight.size,
+            channels=len(weight),
+            bytes=stored.bytes,
+            damage=by_bits[-1],
+            entropies=dict(zip(self.bits.widths, self.bits.entropies, strict=True)),
+            zeros=int(np.count_nonzero(stored.rounded == 0)),
+            dead=tuple(int(one) for one in flags["dead"]),
+            near_dead=tuple(int(one) for one in flags["near_dead"]),
+            spectrum=rank.spectrum if isinstance(rank, LowRank) else None,
+            curves=curves,
+            refused=self.refused,
+            notes=tuple(notes),
+        )
+
+
+def _is_table(layer: Layer, graph: Graph | None) -> bool:
+    calls = graph.calls.get(layer.name, ()) if graph is not None else ()
+    return "embedding" in layer.op.lower() or any(call.op == "embedding" for call in calls)
+
+
+def _curve(method: str, settings: Sequence[int], sizes: Sequence[int], damages: Sequence[Damage], make: Any) -> Curve:
+    """The points, each setting once, the smallest first."""
+    found = {
+        setting: Point(setting, size, damage)
+        for setting, size, damage in zip(settings, sizes, damages, strict=True)
+        if setting > 0
+    }
+    return Curve(method, sorted(found.values(), key=lambda point: (point.bytes, point.setting)), make)
+
+
+def _predict(study: Study, ways: Mapping[str, Ways], outcome: Outcome) -> dict[str, dict[str, list[Damage]]]:
+    """The damage of all options, by layer and method."""
+    found: dict[str, dict[str, list[Damage]]] = {name: {} for name in ways}
+    for one in ways.values():
+        for change in one.changes.values():
+            change.settle()
+    if not outcome.passes:
+        for name, one in ways.items():
+            found[name] = {method: [Damage()] * len(change.settings) for method, change in one.changes.items()}
+            found[name]["rounding"] = [Damage()] * len(one.bits.widths)
+        return found
+    rounded = study.predict_weights()
+    for row, layer in enumerate(study.layers):
+        if layer.name in found:
+            # the study's grids begin with the widest
+            found[layer.name]["rounding"] = _damages(rounded, row)[::-1]
+    for method in ("weights", "pattern", "channels", "rank"):
+        names = [name for name, one in ways.items() if method in one.changes]
+        if not names:
+            continue
+        tables = []
+        for name in names:
+            noise = study.noise[name]
+            samples = np.asarray(noise.samples, dtype=np.float64)
+            tables.append(ways[name].changes[method].estimates(np.stack(noise.importance), samples))
+        diagonal, projected, coarse = (np.stack(one) for one in zip(*tables, strict=True))
+        estimate = combine(diagonal, projected)
+        spread = np.where(coarse > 0.5, np.maximum(estimate.spread, UNSURE), estimate.spread)
+        for row, name in enumerate(names):
+            found[name][method] = _damages(Estimate(estimate.damage, spread), row)
+    return found
+
+
+def _damages(estimate: Estimate, row: int) -> list[Damage]:
+    return [Damage(float(d), float(s)) for d, s in zip(estimate.damage[row], estimate.spread[row], strict=True)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All layers at once
+
+
+def plan_together(found: Compressibility) -> list[Trial]:
+    """For each of some damages, the way to store each layer that makes the model smallest."""
+    damage, size = [], []
+    for layer in found.layers:
+        options = [(None, layer.bytes, layer.damage.predicted)]
+        for method, curve in layer.curves.items():
+            options += [((method, one.setting), one.bytes, one.damage.predicted) for one in curve.points]
+        damage.append(options)
+        size.append(np.array([[option[1], option[2]] for option in options], dtype=np.float64))
+    plans: dict[int, Trial] = {}
+    base = sum(layer.damage.predicted for layer in found.layers)
+    for more in PLANNED_DB:
+        chosen = _smallest(size, 10 ** (-(found.keep_db + more) / 10))
+        if chosen is None:
+            continue
+        picks = [options[index] for options, index in zip(damage, chosen, strict=True)]
+        left = sum(pick[1] for pick in picks)
+        plans.setdefault(
+            left,
+            Trial(
+                choice={layer.name: pick[0] for layer, pick in zip(found.layers, picks, strict=True) if pick[0]},
+                saved=found.bytes - left,
+                share=left / found.bytes,
+                predicted=sum(pick[2] for pick in picks),
+                base=base,
+                all_layers=True,
+            ),
+        )
+    return [plan for plan in plans.values() if plan.saved > 0]
+
+
+def _smallest(options: Sequence[FloatArray], allowed: float) -> list[int] | None:
+    """Of each layer's options (bytes, damage), the choice with the fewest bytes in all that stays within a damage.
+
+    A price for damage is looked for at which the choices, each the best for itself, just stay within it.
+    """
+    low, high = log(1e-6), log(1e24)
+    best = None
+    for _ in range(60):
+        price = np.exp((low + high) / 2)
+        chosen = [int(np.argmin(one[:, 0] + price * one[:, 1])) for one in options]
+        if sum(one[index, 1] for one, index in zip(options, chosen, strict=True)) <= allowed:
+            best, high = chosen, (low + high) / 2
+        else:
+            low = (low + high) / 2
+    return best
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measuring
+
+
+class Tests:
+    """Makes changes for real, and compares the outputs."""
+
+    def __init__(self, study: Study, network: Network, ways: Mapping[str, Ways], bits: int) -> None:
+        self.study = study
+        self.network = network
+        self.ways = ways
+        self.grid = WeightGrid(bits, "channel")
+        self.curves: Mapping[str, Mapping[str, Curve]] = {}
+        self._exact: list[list[FloatArray]] = []
+        """The outputs of each batch, unchanged."""
+
+    def baseline(self) -> tuple[float, float, float]:
+        """The damage of the whole model in the common width, and the accuracy without and with that."""
+        self._exact = [self.study.runner.run(batch) for batch in self.study.track(self.study.batches, "Running")]
+        right = accuracy(self.study.batches, self._exact)
+        return (*self._compare(self._rounded())[:1], right, self._compare(self._rounded())[1])
+
+    def run(self, trial: Trial) -> tuple[float, float]:
+        """The damage of a trial, and the accuracy."""
+        changed = {name: self.curves[name][method].make(kept) for name, (method, kept) in trial.choice.items()}
+        return self._compare({**self._rounded(), **changed} if trial.all_layers else changed)
+
+    def _rounded(self) -> dict[str, FloatArray]:
+        served = set(self.study.runner.layers)
+        layers = [layer for layer in self.network.layers if layer.name in served]
+        return {layer.name: round_weight(np.ascontiguousarray(layer.weight), self.grid) for layer in layers}
+
+    def _compare(self, weights: Mapping[str, FloatArray]) -> tuple[float, float]:
+        study = self.study
+        outputs = [study.runner.run(batch, weights=weights) for batch in study.batches]
+        noise = sum(study.relative_noise(one, exact) for one, exact in zip(outputs, self._exact, strict=True))
+        return float(noise) / study.samples, accuracy(study.batches, outputs)
+
+
+def accuracy(batches: Sequence[Batch], outputs: Sequence[Sequence[FloatArray]]) -> float:
+    """The share of samples whose label is the largest of the first output, (samples, classes); else NaN."""
+    right = 0
+    for batch, out in zip(batches, outputs, strict=True):
+        labels = None if batch.labels is None else np.asarray(batch.labels)
+        if labels is None or not out or out[0].ndim != 2 or out[0].shape[1] < 2:
+            return nan
+        labels = labels.reshape(len(labels), -1)
+        if labels.shape != (len(out[0]), 1) or labels.dtype.kind not in "iu":
+            return nan
+        right += int((out[0].argmax(axis=1) == labels[:, 0]).sum())
+    return right / sum(batch.size for batch in batches)
