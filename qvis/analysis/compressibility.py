@@ -285,9 +285,10 @@ def _curve(method: str, settings: Sequence[int], sizes: Sequence[int], damages: 
 def _predict(study: Study, ways: Mapping[str, Ways], outcome: Outcome) -> dict[str, dict[str, list[Damage]]]:
     """The damage of all options, by layer and method."""
     found: dict[str, dict[str, list[Damage]]] = {name: {} for name in ways}
-    for one in ways.values():
+    for name, one in ways.items():
+        importance = study.noise[name].by_channel() if outcome.passes else np.zeros(len(one.stored.weight))
         for change in one.changes.values():
-            change.settle()
+            change.settle(importance)
     if not outcome.passes:
         for name, one in ways.items():
             found[name] = {method: [Damage()] * len(change.settings) for method, change in one.changes.items()}

@@ -59,8 +59,11 @@ class Compression(ABC):
     def see(self, gradient: FloatArray, rows: Rows) -> None:
         """Take in the gradient (rows, elements) of one pass, without the rows that are zero."""
 
-    def settle(self) -> None:
-        """Choose the options now that all passes are made, where they depend on them."""
+    def settle(self, importance: FloatArray) -> None:
+        """Choose the options now that all passes are made, where they depend on them.
+
+        ``importance`` is the sum of squared derivatives of each channel, (channels,).
+        """
 
     @abstractmethod
     def noise(self) -> FloatArray:
