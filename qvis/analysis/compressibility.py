@@ -219,7 +219,8 @@ class Ways:
 
     def see(self, gradient: FloatArray) -> None:
         """Take in the gradient of one pass."""
-        gradient = np.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+        if not np.isfinite(gradient.sum()):
+            gradient = np.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
         used = gradient.any(axis=1)
         self.seen |= used
         # of a table only the rows that were looked up have a derivative

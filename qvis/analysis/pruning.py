@@ -71,32 +71,32 @@ class TwoOfFour(Compression):
 
     def __init__(self, stored: Stored) -> None:
         super().__init__(stored)
-        kept = int(np.count_nonzero(self._kept()))
+        self._kept = two_of_four(stored.weight)
+        kept = int(np.count_nonzero(self._kept))
         self.settings = [kept]
         self.sizes = [packed(kept, stored.bits + 2) + SCALE_BYTES * len(stored.weight)]
 
-    def _kept(self) -> BoolArray:
-        rows, elements = self.stored.weight.shape
-        size = np.pad(np.abs(self.stored.weight), ((0, 0), (0, -elements % 4)), constant_values=-1)
-        order = np.argsort(-size.reshape(rows, -1, 4), axis=2, kind="stable")
-        kept = np.zeros(order.shape, dtype=bool)
-        np.put_along_axis(kept, order[:, :, :2], True, axis=2)
-        found: BoolArray = kept.reshape(rows, -1)[:, :elements]
-        return found
-
     def see(self, gradient: FloatArray, rows: Rows) -> None:  # noqa: D102
-        self.along.append(np.array([dot(gradient, self._left[rows]) - dot(gradient, self.stored.weight[rows])]))
+        left = np.where(self._kept[rows], self.stored.rounded[rows], 0)
+        self.along.append(np.array([dot(gradient, left) - dot(gradient, self.stored.weight[rows])]))
 
     def noise(self) -> FloatArray:  # noqa: D102
-        found: FloatArray = np.square(self._left - self.stored.weight, dtype=np.float64).sum(axis=1)[None]
-        return found
-
-    @property
-    def _left(self) -> FloatArray:
-        return np.where(self._kept(), self.stored.rounded, 0)
+        change = self.make(self.settings[0]) - self.stored.weight
+        return np.square(change, dtype=np.float64).sum(axis=1)[None]
 
     def make(self, setting: int) -> FloatArray:  # noqa: ARG002, D102
-        return self._left
+        return np.where(self._kept, self.stored.rounded, 0)
+
+
+def two_of_four(weight: FloatArray) -> BoolArray:
+    """Which weights are among the two largest of each four neighbours in a row; the first ones of equals."""
+    rows, elements = weight.shape
+    size = np.pad(np.abs(weight), ((0, 0), (0, -elements % 4)), constant_values=-1)
+    order = np.argsort(-size.reshape(rows, -1, 4), axis=2, kind="stable")
+    kept = np.zeros(order.shape, dtype=bool)
+    np.put_along_axis(kept, order[:, :, :2], True, axis=2)
+    found: BoolArray = kept.reshape(rows, -1)[:, :elements]
+    return found
 
 
 class WholeChannels(Compression):
