@@ -13,8 +13,10 @@ from qvis.version import __version__
 if TYPE_CHECKING:
     from qvis.analysis import analyze
     from qvis.analysis.bit_widths import bit_widths
+    from qvis.analysis.compressibility import compressibility
     from qvis.analysis.damage import Sensitivity
     from qvis.analysis.sensitivity import sensitivity
+    from qvis.analysis.sizes import Compressibility
     from qvis.analysis.widths import BitWidths
     from qvis.equalization.equalize import equalize
     from qvis.equalization.result import Equalization
@@ -39,9 +41,11 @@ if TYPE_CHECKING:
 _HOMES = {
     "BitWidths": "qvis.analysis.widths",
     "bit_widths": "qvis.analysis.bit_widths",
+    "Compressibility": "qvis.analysis.sizes",
     "Equalization": "qvis.equalization.result",
     "NotRunnableError": "qvis.errors",
     "analyze": "qvis.analysis",
+    "compressibility": "qvis.analysis.compressibility",
     "equalize": "qvis.equalization.equalize",
     "exclusions": "qvis.excluding",
     "sensitivity": "qvis.analysis.sensitivity",
@@ -62,6 +66,7 @@ _HOMES = {
 __all__ = [
     "BadArgumentError",
     "BitWidths",
+    "Compressibility",
     "Equalization",
     "NotRunnableError",
     "OutputError",
@@ -74,6 +79,7 @@ __all__ = [
     "__version__",
     "analyze",
     "bit_widths",
+    "compressibility",
     "equalize",
     "exclusions",
     "sensitivity",

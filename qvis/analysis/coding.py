@@ -1,11 +1,11 @@
-"""Making a layer smaller by fewer bits for each weight, and by storing their codes as briefly as their entropy allows."""
+"""Making a layer smaller by fewer bits for each weight, and by storing their codes as briefly as entropy allows."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from qvis.analysis.compressing import SCALE_BYTES, packed
-from qvis.layers import FloatArray
+from qvis.layers import FloatArray, IntArray
 from qvis.noise import WeightGrid, round_weight
 from qvis.quantization.grids import Scheme
 
@@ -38,7 +38,7 @@ class FewerBits:
         return round_weight(self.weight, WeightGrid(setting, "channel"))
 
 
-def entropy(codes: np.ndarray[tuple[int, ...], np.dtype[np.integer]]) -> tuple[float, int]:  # type: ignore[type-arg]
+def entropy(codes: IntArray) -> tuple[float, int]:
     """Bits for each code, in the mean over all of them, and how many different ones there are."""
     if not codes.size:
         return 0.0, 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isfinite, log, nan
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from qvis import adapters
 from qvis.analysis.coding import FewerBits
 from qvis.analysis.compressing import Compression, Stored
-from qvis.analysis.damage import UNRELIABLE, Damage
+from qvis.analysis.damage import Damage
 from qvis.analysis.factorizing import LowRank, why_not
 from qvis.analysis.preparing import Ready, open_model, spread_passes
 from qvis.analysis.problems import find_flags
@@ -25,7 +25,7 @@ from qvis.analysis.study import UNSURE, Outcome, Study
 from qvis.errors import BadArgumentError
 from qvis.layers import FloatArray, Graph, Layer, Network, Skipped, Thresholds
 from qvis.noise import Estimate, WeightGrid, combine, round_weight
-from qvis.running import Batch, Gradient, Runner, Track, silently
+from qvis.running import Batch, Gradient, Track, silently
 from qvis.words import count
 
 WIDTHS = (8, 6, 4, 3, 2)
@@ -142,10 +142,12 @@ def _find(
 
     outcome = study.differentiate(passes, seed, entering=False, watch=watch) if runner.differentiable else Outcome()
     damages = _predict(study, ways, outcome)
-    tests = Tests(study, whole, ways, bits)
-    baseline, *accuracy = tests.baseline()
+    bench = Bench(study, whole, ways, bits)
+    baseline, *accuracy = bench.baseline()
     served = set(runner.layers)
-    skipped = [Skipped(one.name, "cannot be run on other weights") for one in study_missing(ready.network, served)]
+    skipped = [
+        Skipped(one.name, "cannot be run on other weights") for one in ready.network.layers if one.name not in served
+    ]
     skipped += [Skipped(name, "some of its weights are NaN or infinite") for name in study.weights if name in broken]
     skipped += [Skipped(name, "all its weights are zero") for name in study.weights if name in empty - broken]
     notes = [*runner.notes, *ready.notes]
@@ -170,16 +172,11 @@ def _find(
         evidence=f"predicted from {source}" if outcome.passes else f"measured on {source}",
         notes=tuple(notes),
         skipped=tuple(skipped),
-        run=tests.run,
+        run=bench.run,
     )
-    tests.curves = {layer.name: layer.curves for layer in found.layers}
+    bench.curves = {layer.name: layer.curves for layer in found.layers}
     found.trials = plan_trials(found, plan_together(found) if outcome.passes else ())
     return found
-
-
-def study_missing(network: Network, served: set[str]) -> Iterable[Layer]:
-    """The layers that a runner does not serve."""
-    return (layer for layer in network.layers if layer.name not in served)
 
 
 def _item_bytes(layer: Layer) -> int:
@@ -244,9 +241,7 @@ class Ways:
         rank = self.changes.get("rank")
         notes = list(layer.notes)
         if self.table and self.seen.any():
-            notes.append(
-                f"{int(self.seen.sum()):,} of {count(len(self.seen), 'entry')} were looked up".replace("entrys", "entries")
-            )
+            notes.append(f"{int(self.seen.sum()):,} of {count(len(self.seen), 'row')} were looked up")
         elif by_bits and by_bits[0].predicted == 0:
             notes.append("The output did not depend on this layer for these samples")
         return LayerSizes(
@@ -327,12 +322,13 @@ def _damages(estimate: Estimate, row: int) -> list[Damage]:
 
 def plan_together(found: Compressibility) -> list[Trial]:
     """For each of some damages, the way to store each layer that makes the model smallest."""
-    damage, size = [], []
+    every: list[list[tuple[tuple[str, int] | None, int, float]]] = []
+    size: list[FloatArray] = []
     for layer in found.layers:
-        options = [(None, layer.bytes, layer.damage.predicted)]
+        options: list[tuple[tuple[str, int] | None, int, float]] = [(None, layer.bytes, layer.damage.predicted)]
         for method, curve in layer.curves.items():
             options += [((method, one.setting), one.bytes, one.damage.predicted) for one in curve.points]
-        damage.append(options)
+        every.append(options)
         size.append(np.array([[option[1], option[2]] for option in options], dtype=np.float64))
     plans: dict[int, Trial] = {}
     base = sum(layer.damage.predicted for layer in found.layers)
@@ -340,12 +336,14 @@ def plan_together(found: Compressibility) -> list[Trial]:
         chosen = _smallest(size, 10 ** (-(found.keep_db + more) / 10))
         if chosen is None:
             continue
-        picks = [options[index] for options, index in zip(damage, chosen, strict=True)]
+        picks = [options[index] for options, index in zip(every, chosen, strict=True)]
         left = sum(pick[1] for pick in picks)
         plans.setdefault(
             left,
             Trial(
-                choice={layer.name: pick[0] for layer, pick in zip(found.layers, picks, strict=True) if pick[0]},
+                choice={
+                    one.name: pick[0] for one, pick in zip(found.layers, picks, strict=True) if pick[0] is not None
+                },
                 saved=found.bytes - left,
                 share=left / found.bytes,
                 predicted=sum(pick[2] for pick in picks),
@@ -377,7 +375,7 @@ def _smallest(options: Sequence[FloatArray], allowed: float) -> list[int] | None
 # Measuring
 
 
-class Tests:
+class Bench:
     """Makes changes for real, and compares the outputs."""
 
     def __init__(self, study: Study, network: Network, ways: Mapping[str, Ways], bits: int) -> None:
@@ -393,7 +391,8 @@ class Tests:
         """The damage of the whole model in the common width, and the accuracy without and with that."""
         self._exact = [self.study.runner.run(batch) for batch in self.study.track(self.study.batches, "Running")]
         right = accuracy(self.study.batches, self._exact)
-        return (*self._compare(self._rounded())[:1], right, self._compare(self._rounded())[1])
+        damage, rounded = self._compare(self._rounded())
+        return damage, right, rounded
 
     def run(self, trial: Trial) -> tuple[float, float]:
         """The damage of a trial, and the accuracy."""

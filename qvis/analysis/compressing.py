@@ -59,7 +59,7 @@ class Compression(ABC):
     def see(self, gradient: FloatArray, rows: Rows) -> None:
         """Take in the gradient (rows, elements) of one pass, without the rows that are zero."""
 
-    def settle(self, importance: FloatArray) -> None:
+    def settle(self, importance: FloatArray) -> None:  # noqa: B027 (most have nothing to do)  # noqa: B027 (most have nothing to do)
         """Choose the options now that all passes are made, where they depend on them.
 
         ``importance`` is the sum of squared derivatives of each channel, (channels,).

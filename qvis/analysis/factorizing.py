@@ -45,15 +45,17 @@ def why_not(layer: Layer, graph: Graph | None) -> str:
         return f"a convolution of {groups} groups has a small matrix for each of them, and no channels in common"
     shorter = min(layer.weight.shape)
     if shorter > LARGEST_SIDE:
-        return f"its singular values would take long: its shorter side is {shorter:,}, and {LARGEST_SIDE:,} is the limit"
+        return (
+            f"its singular values would take long: its shorter side is {shorter:,}, and {LARGEST_SIDE:,} is the limit"
+        )
     return ""
 
 
 class LowRank(Compression):
     """``W (out, in)`` as ``A (out, r)`` times ``B (r, in)``: a layer to r channels, and one of size 1 from them.
 
-    The best such product leaves out the smallest singular values. Each column of A and row of B is rounded with a step of
-    its own, so that what rounding does to one has nothing to do with the others, nor with the rank.
+    The best such product leaves out the smallest singular values. Each column of A and row of B is rounded with a step
+    of its own, so that what rounding does to one has nothing to do with the others, nor with the rank.
     """
 
     method = "rank"
@@ -72,11 +74,11 @@ class LowRank(Compression):
         self._left, self._right = round_weight(left, grid), round_weight(right, grid)
         """(ranks, out) and (ranks, in)"""
 
-    def see(self, gradient: FloatArray, rows: Rows) -> None:  # noqa: D102
+    def see(self, gradient: FloatArray, rows: Rows) -> None:
         each = np.einsum("ki,ki->k", self._left[:, rows] @ gradient, self._right, dtype=np.float64)
         self.along.append(self._cut(np.cumsum(each)) - dot(gradient, self.stored.weight[rows]))
 
-    def noise(self) -> FloatArray:  # noqa: D102
+    def noise(self) -> FloatArray:
         found, done = [], 0
         left_over = self.stored.weight.astype(np.float32, copy=True)
         for rank in self.settings:
@@ -86,7 +88,7 @@ class LowRank(Compression):
             found.append(np.einsum("ij,ij->i", left_over, left_over, dtype=np.float64))
         return np.stack(found)
 
-    def make(self, setting: int) -> FloatArray:  # noqa: D102
+    def make(self, setting: int) -> FloatArray:
         made: FloatArray = self._left[:setting].T @ self._right[:setting]
         return made.astype(self.stored.weight.dtype, copy=False)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from qvis.analysis.blocks import row_blocks
@@ -37,7 +39,7 @@ class SmallestWeights(Compression):
     def _sizes(weight: FloatArray, rounded: FloatArray) -> FloatArray:
         return np.where(rounded != 0, np.abs(weight), 0)
 
-    def see(self, gradient: FloatArray, rows: Rows) -> None:  # noqa: D102 (inherited, as below)
+    def see(self, gradient: FloatArray, rows: Rows) -> None:
         rounded = self.stored.rounded[rows]
         error = dot(gradient, rounded) - dot(gradient, self.stored.weight[rows])
         lost = np.bincount(
@@ -45,7 +47,7 @@ class SmallestWeights(Compression):
         )
         self.along.append(error - _after(lost))
 
-    def noise(self) -> FloatArray:  # noqa: D102
+    def noise(self) -> FloatArray:
         found = np.empty((OPTIONS, len(self.stored.weight)))
         for rows in row_blocks(self.stored.weight):
             weight, rounded = self.stored.weight[rows], self.stored.rounded[rows]
@@ -56,7 +58,7 @@ class SmallestWeights(Compression):
             found[:, rows] = error.sum(axis=1) + _after(by.reshape(len(weight), -1)).T
         return found
 
-    def make(self, setting: int) -> FloatArray:  # noqa: D102
+    def make(self, setting: int) -> FloatArray:
         option = self.settings.index(setting)
         return np.where(self._dropped_by <= option, self.stored.rounded, 0)
 
@@ -64,7 +66,7 @@ class SmallestWeights(Compression):
 class TwoOfFour(Compression):
     """Of each four neighbours in a row the two largest are kept (Mishra et al., arXiv 2104.08378).
 
-    Stored are their codes, two bits for the place of each, and the steps. Some graphics processors multiply in this form.
+    Stored are their codes, two bits for the place of each, and the steps. Some graphics processors multiply so.
     """
 
     method = "pattern"
@@ -76,15 +78,16 @@ class TwoOfFour(Compression):
         self.settings = [kept]
         self.sizes = [packed(kept, stored.bits + 2) + SCALE_BYTES * len(stored.weight)]
 
-    def see(self, gradient: FloatArray, rows: Rows) -> None:  # noqa: D102
+    def see(self, gradient: FloatArray, rows: Rows) -> None:
         left = np.where(self._kept[rows], self.stored.rounded[rows], 0)
         self.along.append(np.array([dot(gradient, left) - dot(gradient, self.stored.weight[rows])]))
 
-    def noise(self) -> FloatArray:  # noqa: D102
+    def noise(self) -> FloatArray:
         change = self.make(self.settings[0]) - self.stored.weight
-        return np.square(change, dtype=np.float64).sum(axis=1)[None]
+        noise: FloatArray = np.square(change, dtype=np.float64).sum(axis=1)[None]
+        return noise
 
-    def make(self, setting: int) -> FloatArray:  # noqa: ARG002, D102
+    def make(self, setting: int) -> FloatArray:  # noqa: ARG002
         return np.where(self._kept, self.stored.rounded, 0)
 
 
@@ -102,9 +105,10 @@ def two_of_four(weight: FloatArray) -> BoolArray:
 class WholeChannels(Compression):
     """The output channels that matter least are left out, by the squared derivatives times the squared weights.
 
-    This order is steadier than that by the damage itself (Molchanov et al., arXiv 1906.10771), which first order takes for
-    too small where a channel is left out whole, and the more so the better it looks. Stored are the rows that are kept with their steps, and one bit for each channel. The bias of a channel stays, and so
-    does what other layers have for it: no more than the rows are counted.
+    This order is steadier than that by the damage itself (Molchanov et al., arXiv 1906.10771): to first order, leaving
+    out a whole channel seems to do too little damage, and the more so in those that look best. Stored are the rows that
+    are kept with their steps, and one bit for each channel. The bias of a channel stays, and so does what other layers
+    have for it: no more than the rows are counted.
     """
 
     method = "channels"
@@ -120,7 +124,7 @@ class WholeChannels(Compression):
         self.sizes = [packed(channels, 1) + SCALE_BYTES * one + packed(one, row) for one in self.settings]
         self._order: IntArray = np.zeros(0, dtype=np.intp)
 
-    def see(self, gradient: FloatArray, rows: Rows) -> None:  # noqa: D102
+    def see(self, gradient: FloatArray, rows: Rows) -> None:
         each = np.zeros(len(self.stored.weight), dtype=np.float32)
         each[rows] = np.einsum("ij,ij->i", gradient, self.stored.rounded[rows])
         self._error.append(float(each.sum(dtype=np.float64)) - dot(gradient, self.stored.weight[rows]))
@@ -135,7 +139,7 @@ class WholeChannels(Compression):
             self.along.append(error - (each.sum(dtype=np.float64) - kept))
         self._each = []
 
-    def noise(self) -> FloatArray:  # noqa: D102
+    def noise(self) -> FloatArray:
         weight, rounded = self.stored.weight, self.stored.rounded
         kept = np.square(rounded - weight, dtype=np.float64).sum(axis=1)
         lost = np.square(weight, dtype=np.float64).sum(axis=1)
@@ -146,11 +150,11 @@ class WholeChannels(Compression):
         kept[self._order[:setting]] = True
         return kept
 
-    def make(self, setting: int) -> FloatArray:  # noqa: D102
+    def make(self, setting: int) -> FloatArray:
         return np.where(self._kept(setting)[:, None], self.stored.rounded, 0)
 
 
-def _after(sums: FloatArray) -> FloatArray:
+def _after(sums: Any) -> FloatArray:
     """For each option, the sum over all that it leaves out: what stands after its place, along the last axis."""
     after: FloatArray = np.cumsum(sums[..., ::-1], axis=-1)[..., ::-1][..., 1:]
     return after

@@ -6,8 +6,7 @@ smaller keeps is stored in the model's common width, and damages are those of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf, log10, nan
@@ -250,7 +249,7 @@ class Compressibility:
 
     @property
     def together(self) -> Trial | Score | None:
-        """All layers at once: the smallest measured that keeps enough, else what is predicted to; None if nothing is."""
+        """All layers at once: the smallest that was measured to keep enough, else that is predicted to, if any."""
         measured = [one for one in self.scores if one.trial.all_layers]
         kept = [one for one in measured if one.damage <= self.allowed and one.trial.saved > 0]
         if kept:
@@ -261,7 +260,7 @@ class Compressibility:
 
     # -- measuring ----------------------------------------------------------------------------------------------------
 
-    def measure(self, *, seconds: float = inf, track: Track = silently) -> Iterator[Score]:
+    def measure(self, *, seconds: float = inf, track: Track = silently) -> Generator[Score, None, None]:
         """Make the :attr:`trials` one by one, the most promising first, and yield what comes of each.
 
         What was measured is in :attr:`scores` and in the curves, also when this is stopped half-way; called again, it
@@ -283,7 +282,7 @@ class Compressibility:
             raise BadArgumentError(f"seconds: got {seconds!r}, expected a number above 0")
         return self._measure(seconds, track)
 
-    def _measure(self, seconds: float, track: Track) -> Iterator[Score]:
+    def _measure(self, seconds: float, track: Track) -> Generator[Score, None, None]:
         began, before = monotonic(), self.seconds
         self.state = "running"
         try:

@@ -8,7 +8,6 @@ from datetime import datetime, timezone
 from math import isfinite, nan
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 from qvis.analysis.damage import UNRELIABLE
 from qvis.analysis.sizes import (
@@ -204,7 +203,7 @@ def tell_verdict(found: Compressibility) -> str:
 
 
 def _sentence(found: Compressibility) -> Sentence:
-    base = f"In {found.bits} bits {count(len(found.layers), 'layer')} take {in_bytes(found.bytes)}"
+    base = f"In {found.bits} bits {count(len(found.layers), 'layer')} {'takes' if len(found.layers) == 1 else 'take'} {in_bytes(found.bytes)}"
     best = found.together
     kept = f"{kept_db(found.baseline):.1f} dB"
     if isinstance(best, Score):
@@ -265,11 +264,14 @@ def tell_state(document: Document) -> str:
 
 
 def in_bytes(size: float) -> str:
-    """``37.3 kB``, in powers of a thousand."""
-    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= limit:
-            return f"{size / limit:.3g} {unit}" if size < 999.5 * limit else f"{size / limit:,.0f} {unit}"
-    return count(int(round(size)), "byte")
+    """``980 bytes``, ``37.3 kB``, in powers of a thousand."""
+    if size < 999.5:
+        return count(round(size), "byte")
+    for unit in ("kB", "MB", "GB"):
+        size /= 1000
+        if size < 999.5:
+            break
+    return f"{size:.3g} {unit}" if size < 999.5 else f"{size:,.0f} {unit}"
 
 
 def in_time(seconds: float) -> str:
@@ -355,7 +357,10 @@ def render_markdown(document: Document) -> str:
         "",
     ]
     rows = [_markdown_row(layer) for layer in sorted(document["layers"], key=lambda layer: int(layer["rank"]))]
-    head = ["| Layer | Kind | Now | Best way | Then | Keeps | Bytes per dB |", "| --- | --- | --: | --- | --: | --: | --: |"]
+    head = [
+        "| Layer | Kind | Now | Best way | Then | Keeps | Per dB |",
+        "| --- | --- | --: | --- | --: | --: | --: |",
+    ]
     lines += [*head, *rows[:TOLD]]
     if len(rows) > TOLD:
         lines += ["", f"<details><summary>{count(len(rows) - TOLD, 'more layer')}</summary>", ""]
@@ -370,12 +375,23 @@ def _markdown_row(layer: Document) -> str:
         return f"| {name} | {kind} | {now} | none | | | |"
     sign = "" if best["confidence"] == "measured" else " (predicted)"
     way = f"{METHODS[best['method']]}, {best['text']}"
-    return f"| {name} | {kind} | {now} | {way} | {in_bytes(best['bytes'])} | {in_db(best['kept_db'])} dB{sign} | {_per_db(best)} |"
+    cells = (name, kind, now, way, in_bytes(best["bytes"]), f"{in_db(best['kept_db'])} dB{sign}", _per_db(best))
+    return f"| {' | '.join(cells)} |"
 
 
-def tell_rows(document: Document) -> list[tuple[Any, ...]]:
-    """For a terminal: of each layer its name, kind, bytes, best way, bytes then, dB kept, bytes for each dB."""
-    rows = []
+def tell_lines(document: Document) -> list[str]:
+    """For a terminal: what the model is, the verdict, and how it was found."""
+    sentence = "".join(text for text, _ in document["verdict"]["sentence"])
+    lines = [f"{document['model']['name']}: compressibility", sentence, *document["verdict"]["details"]]
+    return [visible(line) for line in [*lines, tell_state(document)]]
+
+
+def tell_rows(document: Document) -> list[tuple[str, ...]]:
+    """For a terminal: of each layer its name, bytes, best way, bytes then, dB kept, bytes for each dB.
+
+    Without a sign dB are measured; ~ predicted, and ? maybe far off.
+    """
+    rows: list[tuple[str, ...]] = []
     for layer in sorted(document["layers"], key=lambda layer: int(layer["rank"])):
         best = next((one for one in layer["offers"] if one["method"] == layer["best"]), None)
         cells = ("none", "", "", "")
