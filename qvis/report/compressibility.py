@@ -39,6 +39,7 @@ VALUES = 128
 """Singular values in a summary, evenly spaced where there are more."""
 ROWS = 300
 """Scores on the page and layers in Markdown, the best ones."""
+UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
 TOLD = 10
 """Layers in Markdown that are not folded away."""
 STYLES = ("chart", "left_out", "compressibility", "print")
@@ -203,7 +204,8 @@ def tell_verdict(found: Compressibility) -> str:
 
 
 def _sentence(found: Compressibility) -> Sentence:
-    base = f"In {found.bits} bits {count(len(found.layers), 'layer')} {'takes' if len(found.layers) == 1 else 'take'} {in_bytes(found.bytes)}"
+    layers = count(len(found.layers), "layer")
+    base = f"In {found.bits} bits {layers} {'takes' if len(found.layers) == 1 else 'take'} {in_bytes(found.bytes)}"
     best = found.together
     kept = f"{kept_db(found.baseline):.1f} dB"
     if isinstance(best, Score):
@@ -267,11 +269,8 @@ def in_bytes(size: float) -> str:
     """``980 bytes``, ``37.3 kB``, in powers of a thousand."""
     if size < 999.5:
         return count(round(size), "byte")
-    for unit in ("kB", "MB", "GB"):
-        size /= 1000
-        if size < 999.5:
-            break
-    return f"{size:.3g} {unit}" if size < 999.5 else f"{size:,.0f} {unit}"
+    unit = next((one for one in UNITS if size < 999.5 * UNITS[one]), "GB")
+    return f"{size / UNITS[unit]:.3g} {unit}" if size < 999.5e9 else f"{size / 1e9:,.0f} GB"
 
 
 def in_time(seconds: float) -> str:
