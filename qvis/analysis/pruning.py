@@ -10,6 +10,9 @@ from qvis.analysis.blocks import row_blocks
 from qvis.analysis.compressing import OPTIONS, SCALE_BYTES, Compression, Rows, Stored, dot, packed
 from qvis.layers import BoolArray, FloatArray, IntArray
 
+DEAD = 1e-9
+"""Channels of so little of a layer's power are left out safely."""
+
 
 class SmallestWeights(Compression):
     """The smallest weights of the layer are left out, wherever they are (Han et al., arXiv 1506.02626).
@@ -144,6 +147,16 @@ class WholeChannels(Compression):
         kept = np.square(rounded - weight, dtype=np.float64).sum(axis=1)
         lost = np.square(weight, dtype=np.float64).sum(axis=1)
         return np.stack([np.where(self._kept(setting), kept, lost) for setting in self.settings])
+
+    def estimates(self, importance: FloatArray, samples: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """As for all, but sure only of channels that are dead.
+
+        What a softmax or a rectifier does without a channel that it hardly answers to now, first order cannot tell.
+        """
+        diagonal, projected, _ = super().estimates(importance, samples)
+        power = np.square(self.stored.weight, dtype=np.float64).sum(axis=1)
+        lost = np.array([power[~self._kept(setting)].sum() for setting in self.settings])
+        return diagonal, projected, (lost > DEAD * power.sum()).astype(np.float64)
 
     def _kept(self, setting: int) -> BoolArray:
         kept = np.zeros(len(self.stored.weight), dtype=bool)

@@ -227,9 +227,11 @@ class Compressibility:
         return found if found is not None and found.bytes < layer.bytes else None
 
     def best(self, layer: LayerSizes) -> tuple[str, Point] | None:
-        """The method that saves the most of a layer within the damage allowed, and the point."""
+        """The method that saves the most of a layer within the damage allowed, and the point; no mere guess."""
         offers = {method: self.offer(layer, method) for method in layer.curves}
-        found = {method: point for method, point in offers.items() if point is not None}
+        found = {
+            method: point for method, point in offers.items() if point is not None and point.damage.confidence != "low"
+        }
         method = min(found, key=lambda one: found[one].bytes, default=None)
         return None if method is None else (method, found[method])
 

@@ -20,13 +20,17 @@ STEPS = 60
 
 
 def plan_together(found: Compressibility) -> list[Trial]:
-    """For each of some damages, the way to store each layer that makes the model smallest."""
+    """For each of some damages, the way to store each layer that makes the model smallest.
+
+    What is predicted with little confidence is left aside: choosing by it would choose the mistakes.
+    """
     every: list[list[tuple[tuple[str, int] | None, int, float]]] = []
     size: list[FloatArray] = []
     for layer in found.layers:
         options: list[tuple[tuple[str, int] | None, int, float]] = [(None, layer.bytes, layer.damage.predicted)]
         for method, curve in layer.curves.items():
-            options += [((method, one.setting), one.bytes, one.damage.predicted) for one in curve.points]
+            sure = [one for one in curve.points if one.damage.confidence != "low"]
+            options += [((method, one.setting), one.bytes, one.damage.predicted) for one in sure]
         every.append(options)
         size.append(np.array([[option[1], option[2]] for option in options], dtype=np.float64))
     plans: dict[int, Trial] = {}
