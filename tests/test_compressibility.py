@@ -557,5 +557,12 @@ def test_words_tell_how_far_it_is() -> None:
     assert tell_state(plain(made)).startswith(f"1 of {len(made.trials)} scores measured; about ")
     scores.close()
     assert tell_state(plain(made)).startswith("Interrupted: 1 of ")
-    demanding = small(keep_db=90)
-    assert "less than the 90 dB that are to be left" in demanding.verdict
+
+
+def test_where_nothing_can_be_saved_every_format_says_so(tmp_path: Path) -> None:
+    made = small(keep_db=90)
+    assert "less than the 90 dB that are to be left" in made.verdict
+    assert all(made.best(layer) is None for layer in made.layers)
+    written = made.write(tmp_path, ("html", "json", "md"))
+    assert written["html"].read_text().count('<td class="none">none</td>') == 3
+    assert written["md"].read_text().count("| none |") == 3
