@@ -103,6 +103,8 @@ def compress(
             name=name,
             track=work.steps,
         )
+        if measure:
+            found.state = "running"  # so that a page that is opened at once loads itself anew
         if out is not None:
             paths = found.write(out, kinds)
         if open_page:
