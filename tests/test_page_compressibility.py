@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 
 import qvis
 from qvis.adapters.digits import load_digits_model, load_digits_samples
-from qvis.analysis.sizes import Compressibility
+from qvis.analysis.sizes import Compressibility, kept_db
 from qvis.report.compressibility import render_html, summarize
 from qvis.words import visible
 from tests.browser import AWKWARD_NAMES, WIDE, opened, part
@@ -89,6 +89,18 @@ def test_a_link_and_keys_choose_the_layer(
         expect(part(page, "panel-title")).to_have_text(order[2])
         part(page, "filter").fill("depthwise")
         expect(part(page, "layer").filter(visible=True)).to_have_count(sum("depthwise" in one for one in order))
+
+
+def test_the_tables_can_be_sorted(browser: Browser, page_of: Callable[..., Path], measured: Compressibility) -> None:
+    with opened(browser, page_of()) as page:
+        page.locator("#layers thead button", has_text="Now").click()
+        largest = max(measured.layers, key=lambda layer: layer.bytes).bytes
+        first = part(page, "layer").first.locator("td").first
+        expect(first).to_have_attribute("data-v", str(largest))
+        page.locator("#scores thead button", has_text="Measured dB").click()
+        most = page.locator("#scores tbody tr").first.locator("td").nth(5)
+        kept = [kept_db(one.damage) for one in measured.scores if not one.trial.all_layers]
+        expect(most).to_have_text(f"{max(kept):.1f}")
 
 
 def test_the_curves_come_as_numbers(browser: Browser, page_of: Callable[..., Path], measured: Compressibility) -> None:

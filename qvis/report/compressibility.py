@@ -30,7 +30,7 @@ from qvis.report.markdown import code, prose
 from qvis.report.report import FORMATS, MARKS, make_folder, refuse_foreign, write_all
 from qvis.report.sensitivity import significant
 from qvis.version import __version__
-from qvis.words import count, listed_names, percent, visible
+from qvis.words import count, listed_names, percent, size, visible
 
 KIND = "compressibility"
 Written = dict[str, Path]
@@ -39,11 +39,10 @@ VALUES = 128
 """Singular values in a summary, evenly spaced where there are more."""
 ROWS = 300
 """Scores on the page and layers in Markdown, the best ones."""
-UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
 TOLD = 10
 """Layers in Markdown that are not folded away."""
-STYLES = ("chart", "left_out", "compressibility", "print")
-SCRIPTS = ("chart", "compressibility")
+STYLES = ("chart", "table", "left_out", "compressibility", "print")
+SCRIPTS = ("chart", "sorting", "compressibility")
 
 
 def summarize(found: Compressibility) -> Document:
@@ -205,7 +204,7 @@ def tell_verdict(found: Compressibility) -> str:
 
 def _sentence(found: Compressibility) -> Sentence:
     layers = count(len(found.layers), "layer")
-    base = f"In {found.bits} bits {layers} {'takes' if len(found.layers) == 1 else 'take'} {in_bytes(found.bytes)}"
+    base = f"In {found.bits} bits {layers} {'takes' if len(found.layers) == 1 else 'take'} {size(found.bytes)}"
     best = found.together
     kept = f"{kept_db(found.baseline):.1f} dB"
     if isinstance(best, Score):
@@ -213,13 +212,13 @@ def _sentence(found: Compressibility) -> Sentence:
         how = f", measured on {count(found.samples, 'sample')}, instead of {kept}."
         return [
             (f"{base}; ", ""),
-            (f"{in_bytes(trial.saved)} ({percent(trial.saved / found.bytes)}) of it could be saved", "strong"),
+            (f"{size(trial.saved)} ({percent(trial.saved / found.bytes)}) of it could be saved", "strong"),
             (f", and the output keeps {kept_db(best.damage):.1f} dB{how}", ""),
         ]
     if isinstance(best, Trial):
         return [
             (f"{base}; ", ""),
-            (f"{in_bytes(best.saved)} ({percent(best.saved / found.bytes)}) of it could be saved", "strong"),
+            (f"{size(best.saved)} ({percent(best.saved / found.bytes)}) of it could be saved", "strong"),
             (f", and the output would keep {kept_db(best.predicted):.1f} dB instead of {kept}: ", ""),
             (f"{found.evidence}, not measured.", ""),
         ]
@@ -236,7 +235,7 @@ def _details(found: Compressibility) -> list[str]:
         whole, rounded = (f"{100 * one:.1f} %" for one in found.accuracy)
         right = f"; {whole} of the samples are right in the model as it is, and {rounded} in {found.bits} bits"
     ranked = [layer for layer in found.ranked if found.best(layer) is not None]
-    lines = [f"As it is, the model holds these weights in {in_bytes(found.stored_bytes)}{right}."]
+    lines = [f"As it is, the model holds these weights in {size(found.stored_bytes)}{right}."]
     if ranked:
         named = listed_names([visible(layer.name) for layer in ranked], most=3)
         lines.append(f"Most bytes for each dB: {named}.")
@@ -263,14 +262,6 @@ def tell_state(document: Document) -> str:
         "interrupted": f"Interrupted: {done}; what is here is final, and the rest is predicted only.",
         "out of time": f"The time was up: {done}; what is here is final, and the rest is predicted only.",
     }[progress["state"]]
-
-
-def in_bytes(size: float) -> str:
-    """``980 bytes``, ``37.3 kB``, in powers of a thousand."""
-    if size < 999.5:
-        return count(round(size), "byte")
-    unit = next((one for one in UNITS if size < 999.5 * UNITS[one]), "GB")
-    return f"{size / UNITS[unit]:.3g} {unit}" if size < 999.5e9 else f"{size / 1e9:,.0f} GB"
 
 
 def in_time(seconds: float) -> str:
@@ -320,7 +311,7 @@ def render_html(document: Document) -> str:
         ranked=sorted(plain["layers"], key=lambda layer: layer["rank"]),
         state=tell_state(plain),
         written=datetime.now(timezone.utc).strftime("%H:%M:%S UTC") if plain["progress"]["state"] == "running" else "",
-        size=in_bytes,
+        size=size,
         db=in_db,
         per_db=_per_db,
         told=percent,
@@ -335,7 +326,7 @@ def _per_db(row: Document) -> str:
     """Bytes for each dB, or that they cost nothing."""
     if row["lost_db"] is None:
         return "n/a"
-    return "free" if row["lost_db"] < FREE_DB else in_bytes(row["bytes_per_db"])
+    return "free" if row["lost_db"] < FREE_DB else size(row["bytes_per_db"])
 
 
 def render_json(document: Document) -> str:
@@ -368,13 +359,13 @@ def render_markdown(document: Document) -> str:
 
 
 def _markdown_row(layer: Document) -> str:
-    name, kind, now = code(layer["name"]), code(layer["op"]), in_bytes(layer["bytes"])
+    name, kind, now = code(layer["name"]), code(layer["op"]), size(layer["bytes"])
     best = next((one for one in layer["offers"] if one["method"] == layer["best"]), None)
     if best is None:
         return f"| {name} | {kind} | {now} | none | | | |"
     sign = "" if best["confidence"] == "measured" else " (predicted)"
     way = f"{METHODS[best['method']]}, {best['text']}"
-    cells = (name, kind, now, way, in_bytes(best["bytes"]), f"{in_db(best['kept_db'])} dB{sign}", _per_db(best))
+    cells = (name, kind, now, way, size(best["bytes"]), f"{in_db(best['kept_db'])} dB{sign}", _per_db(best))
     return f"| {' | '.join(cells)} |"
 
 
@@ -397,6 +388,6 @@ def tell_rows(document: Document) -> list[tuple[str, ...]]:
         if best is not None:
             sign = "" if best["confidence"] == "measured" else "?" if best["confidence"] == "low" else "~"
             kept = f"{in_db(best['kept_db'])}{sign}"
-            cells = (f"{best['method']}, {best['text']}", in_bytes(best["bytes"]), kept, _per_db(best))
-        rows.append((visible(layer["name"]), in_bytes(layer["bytes"]), *cells))
+            cells = (f"{best['method']}, {best['text']}", size(best["bytes"]), kept, _per_db(best))
+        rows.append((visible(layer["name"]), size(layer["bytes"]), *cells))
     return rows

@@ -5,7 +5,7 @@ const compressibility = await (async () => {
   const byName = new Map(found.layers.map((layer) => [layer.name, layer]));
   const rowOf = new Map(lines.map((line) => [line.dataset.layer, line]));
   const STYLES = {coding: ["accent", "solid"], rounding: ["accent", "dashed"], weights: ["better", "solid"], pattern: ["better", "open"], channels: ["watch", "dashed"], rank: ["unusable", "dotted"]};
-  const size = (bytes) => { for (const [limit, unit] of [[1e9, "GB"], [1e6, "MB"], [1e3, "kB"]]) if (bytes >= limit) return `${+(bytes / limit).toPrecision(3)} ${unit}`; return words.count(Math.round(bytes), "byte"); };
+  const size = (bytes) => { const value = +bytes.toPrecision(3); for (const [limit, unit] of [[1e9, "GB"], [1e6, "MB"], [1e3, "kB"]]) if (value >= limit) return `${(value / limit).toLocaleString("en")} ${unit}`; return words.count(Math.round(bytes), "byte"); };
   const kept = (db) => db === null ? "all" : `${db.toFixed(1).replace("-", "−")} dB`;
   const sign = {measured: "•", low: "?"};
   let selected;
@@ -102,6 +102,9 @@ const compressibility = await (async () => {
 
   const search = $("[data-test=filter]");
   search.addEventListener("input", () => { const text = search.value.trim().toLowerCase(); for (const line of lines) line.hidden = !line.textContent.toLowerCase().includes(text); });
+  const rising = (column, head) => !head.classList.contains("less");      // sizes with the largest, dB with the least lost
+  sorting(body, $$("#layers thead th"), {down: rising, then: () => { $("#layers-title").textContent = "Layers"; }});
+  sorting($("#scores tbody"), $$("#scores thead th"), {down: rising, then: () => { $("#scores-order").textContent = ""; }});
   body.addEventListener("click", (event) => { const line = event.target.closest("tr"); if (line) { event.preventDefault(); select(line.dataset.layer); } });
   addEventListener("hashchange", () => select(fromHash(), {scroll: true}));
   document.addEventListener("keydown", (event) => {
