@@ -14,10 +14,7 @@ from typing import Annotated
 
 import typer
 
-from qvis.cli import bits, check, compare, demo, equalize, image, report, sensitivity
-from qvis.cli import bits, check, compare, demo, equalize, report, sensitivity
-from qvis.cli import check, compare, compress, demo, equalize, report, sensitivity
-from qvis.cli import bits, check, compare, compress, demo, equalize, report, sensitivity
+from qvis.cli import bits, check, compare, compress, demo, equalize, image, report, sensitivity
 from qvis.version import __version__
 
 INTERRUPTED = 130

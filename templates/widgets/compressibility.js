@@ -5,7 +5,6 @@ const compressibility = await (async () => {
   const byName = new Map(found.layers.map((layer) => [layer.name, layer]));
   const rowOf = new Map(lines.map((line) => [line.dataset.layer, line]));
   const STYLES = {coding: ["accent", "solid"], rounding: ["accent", "dashed"], weights: ["better", "solid"], pattern: ["better", "open"], channels: ["watch", "dashed"], rank: ["unusable", "dotted"]};
-  const size = (bytes) => { const value = +bytes.toPrecision(3); for (const [limit, unit] of [[1e9, "GB"], [1e6, "MB"], [1e3, "kB"]]) if (value >= limit) return `${(value / limit).toLocaleString("en")} ${unit}`; return words.count(Math.round(bytes), "byte"); };
   const kept = (db) => db === null ? "all" : `${db.toFixed(1).replace("-", "−")} dB`;
   const sign = {measured: "•", low: "?"};
   let selected;
@@ -17,7 +16,7 @@ const compressibility = await (async () => {
     const series = [];
     for (const [method, curve] of Object.entries(layer.curves)) {
       const [colour, style] = STYLES[method], points = curve.bytes.map((bytes, i) => {
-        const text = `${found.methods[method]}, ${what[method](curve.settings[i], layer)}\n${size(bytes)} (${words.percent(bytes / layer.bytes)})\npredicted: ${curve.predicted_db[i] === null ? "n/a" : kept(curve.predicted_db[i])}${curve.measured_db[i] === null ? "" : `\nmeasured: ${kept(curve.measured_db[i])}`}`;
+        const text = `${found.methods[method]}, ${what[method](curve.settings[i], layer)}\n${words.size(bytes)} (${words.percent(bytes / layer.bytes)})\npredicted: ${curve.predicted_db[i] === null ? "n/a" : kept(curve.predicted_db[i])}${curve.measured_db[i] === null ? "" : `\nmeasured: ${kept(curve.measured_db[i])}`}`;
         return [100 * bytes / layer.bytes, curve.predicted_db[i], text, curve.measured_db[i]];
       }).filter((p) => p[0] <= 112);
       const single = points.length < 2;
@@ -55,7 +54,7 @@ const compressibility = await (async () => {
       const line = element("tr"), head = element("th", name), offer = offers.get(method);
       head.scope = "row";
       line.append(head);
-      if (offer) cells(line, [offer.text], [size(offer.bytes), 1], [words.percent(offer.share), 1], [`${kept(offer.kept_db)} ${sign[offer.confidence] ?? "±"}`, 1], [offer.lost_db === null ? "n/a" : offer.lost_db < .01 ? "free" : size(offer.bytes_per_db), 1]);
+      if (offer) cells(line, [offer.text], [words.size(offer.bytes), 1], [words.percent(offer.share), 1], [`${kept(offer.kept_db)} ${sign[offer.confidence] ?? "±"}`, 1], [offer.lost_db === null ? "n/a" : offer.lost_db < .01 ? "free" : words.size(offer.bytes_per_db), 1]);
       else {
         const cell = element("td", layer.refused[method] ?? "none within it", "none");
         cell.colSpan = 5;
@@ -84,7 +83,7 @@ const compressibility = await (async () => {
     line.classList.add("on");
     if (scroll) line.scrollIntoView({block: "nearest"});
     $("[data-test=panel-title]").textContent = words.visible(layer.name);
-    $("[data-test=panel-meta]").textContent = `${layer.op} ${layer.shape.join("×")}, ${words.count(layer.weights, "weight")}, ${size(layer.bytes)} in ${found.bits} bits, which alone keep ${kept(layer.kept_db)}`;
+    $("[data-test=panel-meta]").textContent = `${layer.op} ${layer.shape.join("×")}, ${words.count(layer.weights, "weight")}, ${words.size(layer.bytes)} in ${found.bits} bits, which alone keep ${kept(layer.kept_db)}`;
     tell(layer); tabulate(layer); drawCurves(layer); drawSpectrum(layer); drawEntropies(layer);
     panel.dataset.layer = name;
     if (!quiet) history.replaceState(null, "", `#layer=${encodeURIComponent(name)}`);
