@@ -54,7 +54,7 @@ const compressibility = await (async () => {
       const line = element("tr"), head = element("th", name), offer = offers.get(method);
       head.scope = "row";
       line.append(head);
-      if (offer) cells(line, [offer.text], [words.size(offer.bytes), 1], [words.percent(offer.share), 1], [`${kept(offer.kept_db)} ${sign[offer.confidence] ?? "±"}`, 1], [offer.lost_db === null ? "n/a" : offer.lost_db < .01 ? "free" : words.size(offer.bytes_per_db), 1]);
+      if (offer) cells(line, [offer.text], [words.size(offer.bytes), 1], [words.percent(offer.share), 1], [`${kept(offer.kept_db)} ${sign[offer.confidence] ?? "±"}`, 1], [offer.lost_db === null ? "n/a" : offer.lost_db < .01 ? "free" : words.size(Math.round(offer.bytes_per_db)), 1]);
       else {
         const cell = element("td", layer.refused[method] ?? "none within it", "none");
         cell.colSpan = 5;
