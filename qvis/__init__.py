@@ -13,8 +13,10 @@ from qvis.version import __version__
 if TYPE_CHECKING:
     from qvis.analysis import analyze
     from qvis.analysis.bit_widths import bit_widths
+    from qvis.analysis.compressibility import compressibility
     from qvis.analysis.damage import Sensitivity
     from qvis.analysis.sensitivity import sensitivity
+    from qvis.analysis.sizes import Compressibility
     from qvis.analysis.widths import BitWidths
     from qvis.equalization.equalize import equalize
     from qvis.equalization.result import Equalization
@@ -40,10 +42,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "BitWidths": "qvis.analysis.widths",
     "bit_widths": "qvis.analysis.bit_widths",
+    "Compressibility": "qvis.analysis.sizes",
     "Equalization": "qvis.equalization.result",
     "NotRunnableError": "qvis.errors",
     "analyze": "qvis.analysis",
     "compare_grids": "qvis.report.grids",
+    "compressibility": "qvis.analysis.compressibility",
     "equalize": "qvis.equalization.equalize",
     "exclusions": "qvis.excluding",
     "sensitivity": "qvis.analysis.sensitivity",
@@ -64,6 +68,7 @@ _HOMES = {
 __all__ = [
     "BadArgumentError",
     "BitWidths",
+    "Compressibility",
     "Equalization",
     "NotRunnableError",
     "OutputError",
@@ -77,6 +82,7 @@ __all__ = [
     "analyze",
     "bit_widths",
     "compare_grids",
+    "compressibility",
     "equalize",
     "exclusions",
     "sensitivity",

@@ -37,7 +37,7 @@ class Answers:
         found = np.zeros(self.count)
         for stretch in self.study.track(stretches, "Counting right answers"):
             outputs = (self.study.run(batch, change, stretch)[0] for batch in self.batches)
-            found += np.concatenate([_right(o, labels) for o, labels in zip(outputs, self.labels, strict=True)])
+            found += np.concatenate([right_answers(o, labels) for o, labels in zip(outputs, self.labels, strict=True)])
         return found / len(stretches)
 
 
@@ -80,7 +80,8 @@ def _is_array(labels: Any) -> bool:
     return hasattr(labels, "__array__") or isinstance(labels, (list, tuple))
 
 
-def _right(scores: FloatArray, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+def right_answers(scores: FloatArray, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which samples have their largest score, or of one score its side, where the label is, (samples,)."""
     if scores.shape[1] > 1:
         right: NDArray[np.bool_] = scores.argmax(axis=1) == labels
         return right

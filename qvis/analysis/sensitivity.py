@@ -171,16 +171,7 @@ def study_layers(
     study = Study(network, runner, batches, [WeightGrid(width, one) for width in bits for one in granularities], track)
     if not study.layers:
         raise BadArgumentError(f"model: none of its {len(network.layers)} layers can be run on other weights")
-    try:
-        study.calibrate()
-    except BadArgumentError as error:
-        broken = [name for name, weight in study.weights.items() if not np.isfinite(weight).all()]
-        if not broken:
-            raise
-        raise BadArgumentError(
-            f"model: weights of {listed_names(broken)} are NaN or infinite, and so it returns no numbers; mend them, or"
-            " judge the weights alone, without data"
-        ) from error
+    calibrate(study)
     outcome = study.differentiate(passes, seed) if runner.differentiable else Outcome()
     if not runner.differentiable:
         measure = "all"  # nothing is predicted that could tell which to measure
@@ -210,6 +201,20 @@ def study_layers(
             Skipped(one.name, "cannot be run on other weights") for one in network.layers if one.name not in served
         ),
     )
+
+
+def calibrate(study: Study, *, locally: bool = True) -> None:
+    """Run all samples; where the model returns no numbers because it holds none, say so."""
+    try:
+        study.calibrate(locally=locally)
+    except BadArgumentError as error:
+        broken = [name for name, weight in study.weights.items() if not np.isfinite(weight).all()]
+        if not broken:
+            raise
+        raise BadArgumentError(
+            f"model: weights of {listed_names(broken)} are NaN or infinite, and so it returns no numbers; mend them, or"
+            " judge the weights alone, without data"
+        ) from error
 
 
 def _predict(study: Study, outcome: Outcome) -> list[LayerSensitivity]:

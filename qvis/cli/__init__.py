@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from qvis.cli import bits, check, compare, demo, equalize, grids, image, report, sensitivity
+from qvis.cli import bits, check, compare, compress, demo, equalize, grids, image, report, sensitivity
 from qvis.version import __version__
 
 INTERRUPTED = 130
@@ -59,6 +59,7 @@ def start(
 for name, command, examples in (
     ("report", report.report, report.EXAMPLES),
     ("sensitivity", sensitivity.sensitivity, sensitivity.EXAMPLES),
+    ("compress", compress.compress, compress.EXAMPLES),
     ("equalize", equalize.equalize, equalize.EXAMPLES),
     ("bits", bits.bits, bits.EXAMPLES),
     ("grids", grids.grids, grids.EXAMPLES),

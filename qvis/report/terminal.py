@@ -49,7 +49,7 @@ def print_document(document: Document, console: Console, *, all_rows: bool = Fal
     shown = layers if all_rows else layers[:ROWS]
 
     def show(*parts: tuple[str, str], indent: str = "") -> None:
-        text = Text.assemble(*((_fit(part, console), STYLES[style]) for part, style in parts))
+        text = Text.assemble(*((fit(part, console), STYLES[style]) for part, style in parts))
         for line in text.wrap(console, console.width - len(indent)):
             line.rstrip()
             console.print(Text(indent) + line, soft_wrap=True)
@@ -82,8 +82,8 @@ def _title(document: Document) -> str:
 
 
 def _table(layers: Sequence[dict[str, Any]], available: Sequence[Column], console: Console) -> Table:
-    levels = [_fit(severity(layer), console) for layer in layers]
-    texts = {column: [_fit(column.cell(layer), console) for layer in layers] for column in available}
+    levels = [fit(severity(layer), console) for layer in layers]
+    texts = {column: [fit(column.cell(layer), console) for layer in layers] for column in available}
     room = console.width - max(map(cell_len, ["Severity", *levels]))
     widths = {column: _width(column, cells) for column, cells in texts.items()}
     name = available[0]
@@ -101,7 +101,7 @@ def _table(layers: Sequence[dict[str, Any]], available: Sequence[Column], consol
         # headers have two lines at most, and break where the title has its space
         title = Text("\n".join(column.title.rsplit(" ", 1)))
         table.add_column(title, no_wrap=True, justify="right" if column.right else "left", overflow="crop")
-    texts[name] = [_fit(shorten(text, longest), console) for text in texts[name]]
+    texts[name] = [fit(shorten(text, longest), console) for text in texts[name]]
     for i, layer in enumerate(layers):
         style = STYLES[layer["severity"]]
         table.add_row(Text(levels[i], style=style), *(Text(texts[column][i]) for column in needed))
@@ -112,7 +112,7 @@ def _width(column: Column, cells: Sequence[str]) -> int:
     return max(map(cell_len, chain(column.title.rsplit(" ", 1), cells)))
 
 
-def _fit(text: str, console: Console) -> str:
+def fit(text: str, console: Console) -> str:
     """The text in characters that the console can show."""
     try:
         text.encode(console.encoding)
