@@ -27,7 +27,7 @@ from qvis.analysis.answers import Answers, why_no_answers
 from qvis.analysis.mixing import Mixer
 from qvis.analysis.preparing import open_model
 from qvis.analysis.study import Change, Study
-from qvis.analysis.widths import BitWidths
+from qvis.analysis.widths import BitWidths, Mix
 from qvis.running import silently
 
 MODELS = ("digits", "mobilenet", "transformer", "keras", "resnet56", "minilm")
@@ -52,9 +52,9 @@ class Row:
     error_db: float
     """Standard error of the gain."""
     predicted_db: float
-    answers: tuple[float, float, float]
-    """The share of right answers in float, with one width for all, and with the mix; NaN without labels."""
-    corrected: bool
+    answers: tuple[float, float, float, float]
+    """The share of right answers in float, with one width for all, with the mix of least damage, and with the mix that
+    was chosen by answers; NaN without labels, and the last one where the mix of least damage was kept."""
     seconds: float
     """Of processor time."""
 
@@ -106,6 +106,12 @@ class Judge:
         self.answers = None if told else Answers(self.study, opened.batches)
         self.right = nan if self.answers is None else float(self.answers.hits(Change()).mean())
 
+    def share(self, mix: Mix | None) -> float:
+        """How many answers are right with a mix."""
+        if mix is None or self.answers is None:
+            return nan
+        return float(self.answers.hits(Change(mix.grids)).mean())
+
     def row(self, average: float, widths: BitWidths, seconds: float) -> Row:
         """What one mix keeps, beside one width for all of the same size or, between two widths, the narrower one."""
         near = max((mix for mix in widths.uniform if mix.average_bits <= average), key=lambda mix: mix.average_bits)
@@ -125,8 +131,7 @@ class Judge:
             gain_db=gain.db,
             error_db=gain.error,
             predicted_db=mix.predicted_db,
-            answers=(self.right, answers[0], answers[1]),
-            corrected=bool(widths.corrected),
+            answers=(self.right, *map(self.share, tried)),
             seconds=seconds,
         )
 
@@ -140,16 +145,15 @@ def describe(found: Finding) -> str:
     lines = [
         f"{found.name}: {found.note}; {found.layers} layers, widths chosen on {found.samples} samples and judged on "
         f"{found.held_out} others",
-        "  bits    kB   uniform       mix        gain     predicted   right: float, uniform, mix        CPU s",
+        "  bits    kB   uniform       mix        gain     predicted   right: float, uniform, mix, mix by answers   CPU s",
     ]
     for row in found.rows:
-        right = " " * 25 if isnan(row.answers[0]) else "  ".join(f"{one:7.1%}" for one in row.answers)
-        mark = " corrected" if row.corrected else ""
+        right = "  ".join(" " * 7 if isnan(one) else f"{one:7.1%}" for one in row.answers)
         lines.append(
             f"  {row.average:4g} {row.bytes / 1e3:6.0f} {row.uniform_db:6.1f} dB {row.mix_db:6.1f}"
             f" ±{row.spread_db:4.1f}"
             f" {row.gain_db:+6.1f} ±{row.error_db:4.1f} {row.predicted_db:8.1f} dB      {right}"
-            f" {row.seconds:10.1f}{mark}"
+            f" {row.seconds:10.1f}"
         )
     off = [predicted - measured for _, predicted, measured in found.frontier if measured > RELIABLE_DB]
     if off:

@@ -342,6 +342,7 @@ class Search:
             asked=str(goal),
             granularities=self.granularities,
             corrected=() if keeper is None else tuple(keeper.told),
+            replaced=None if keeper is None else keeper.replaced,
             rest_bytes=self.rest_bytes,
             samples=self.study.samples,
             source=self.opened.source,

@@ -44,6 +44,8 @@ class Keeper:
         """Gives damages of what the outputs say of classes; None where nothing can be differentiated."""
         self.told: list[str] = []
         """What was tried, where it was needed."""
+        self.replaced: Mix | None = None
+        """The mix of least damage, where another one was taken."""
         self._hits: dict[tuple[WeightGrid, ...], Hits] = {}
 
     def hits(self, mix: Mix) -> Hits:
@@ -97,6 +99,7 @@ class Keeper:
         as_good = [mix for mix, found in better if not clearly(best, found)]
         [found] = self.mixer.measure([min(as_good, key=lambda mix: mix.predicted)])
         self.told.append("The best of them was taken, by these same answers.")
+        self.replaced = counted
         return self.count(found)
 
     def _others(self) -> Iterator[tuple[str, Mix]]:

@@ -159,6 +159,8 @@ class BitWidths:
     """What may share a step; :attr:`uniform` has the first."""
     corrected: tuple[str, ...] = ()
     """What became of the attempts to win back accuracy, where it did not follow; empty where it did."""
+    replaced: Mix | None = None
+    """The mix of least damage, where one with better answers was chosen instead."""
     rest_bytes: int = 0
     """What the numbers take that are not rounded, at :data:`FLOAT_BYTES` each: biases, and layers left out."""
     samples: int = 0
