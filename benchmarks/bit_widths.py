@@ -115,12 +115,9 @@ class Judge:
     def row(self, average: float, widths: BitWidths, seconds: float) -> Row:
         """What one mix keeps, beside one width for all of the same size or, between two widths, the narrower one."""
         near = max((mix for mix in widths.uniform if mix.average_bits <= average), key=lambda mix: mix.average_bits)
-        uniform, mix = self.mixer.measure([near, widths.chosen])
+        uniform, mix = self.mixer.measure([near, widths.replaced or widths.chosen])
         gain = self.mixer.gain(uniform, mix)
-        answers = [
-            nan if self.answers is None else float(self.answers.hits(Change(one.grids)).mean())
-            for one in (uniform, mix)
-        ]
+        tried = [uniform, mix, None if widths.replaced is None else widths.chosen]
         assert mix.measured is not None
         return Row(
             average=average,
@@ -145,15 +142,16 @@ def describe(found: Finding) -> str:
     lines = [
         f"{found.name}: {found.note}; {found.layers} layers, widths chosen on {found.samples} samples and judged on "
         f"{found.held_out} others",
-        "  bits    kB   uniform       mix        gain     predicted   right: float, uniform, mix, mix by answers   CPU s",
+        "                                                              right answers                  CPU",
+        "  bits    kB   uniform       mix        gain     predicted    float  uniform      mix  chosen    s",
     ]
     for row in found.rows:
         right = "  ".join(" " * 7 if isnan(one) else f"{one:7.1%}" for one in row.answers)
         lines.append(
             f"  {row.average:4g} {row.bytes / 1e3:6.0f} {row.uniform_db:6.1f} dB {row.mix_db:6.1f}"
             f" ±{row.spread_db:4.1f}"
-            f" {row.gain_db:+6.1f} ±{row.error_db:4.1f} {row.predicted_db:8.1f} dB      {right}"
-            f" {row.seconds:10.1f}"
+            f" {row.gain_db:+6.1f} ±{row.error_db:4.1f} {row.predicted_db:8.1f} dB  {right}"
+            f" {row.seconds:5.0f}"
         )
     off = [predicted - measured for _, predicted, measured in found.frontier if measured > RELIABLE_DB]
     if off:
