@@ -288,7 +288,11 @@ def test_a_mix_that_answers_worse_is_replaced_by_a_better_one() -> None:
     assert found.bits["decides"] > plain.bits["decides"]
     assert "one width for all layers at equal size" in found.corrected[0]
     assert found.verified.accuracy is not None
-    assert found.verified.accuracy.share >= found.verified.uniform_accuracy
+    assert found.verified.accuracy.share >= found.verified.uniform_accuracy - found.verified.accuracy.error
+    assert found.replaced is not None
+    assert found.replaced.accuracy is not None
+    assert found.replaced.accuracy.share < found.verified.accuracy.share
+    assert {name: grid.bits for name, grid in found.replaced.grids.items()} == plain.bits
     assert found.chosen.average_bits <= 4
     assert found.verified.float_accuracy == 1
 

@@ -13,11 +13,11 @@ from qvis.analysis.widths import Accuracy
 from qvis.layers import FloatArray
 from qvis.running import Batch
 
-DRAWS = 2
+DRAWS = 4
 """Draws of the rounding that an accuracy is the mean of."""
 
 Hits = NDArray[np.float64]
-"""Of each answer, in how many of the draws it is right, from 0 to 1."""
+"""Whether each answer is right in each draw, (draws, answers); with numbers between 0 and 1 where two are mixed."""
 
 
 class Answers:
@@ -32,20 +32,24 @@ class Answers:
         self.count = sum(len(labels) for labels in self.labels)
 
     def hits(self, change: Change) -> Hits:
-        """Which answers are right with this change, (answers,)."""
+        """Which answers are right with this change, (draws, answers)."""
         stretches: Sequence[Any] = self.stretches if change.weights else [{}]
-        found = np.zeros(self.count)
-        for stretch in self.study.track(stretches, "Counting right answers"):
+        found = np.zeros((DRAWS, self.count))
+        for draw, stretch in enumerate(self.study.track(stretches, "Counting right answers")):
             outputs = (self.study.run(batch, change, stretch)[0] for batch in self.batches)
-            found += np.concatenate([right_answers(o, labels) for o, labels in zip(outputs, self.labels, strict=True)])
-        return found / len(stretches)
+            pairs = zip(outputs, self.labels, strict=True)
+            found[draw:] = np.concatenate([right_answers(scores, labels) for scores, labels in pairs])
+        return found
 
 
 def compare(hits: Hits, others: Hits) -> Accuracy:
-    """The share of right answers, and the standard error of its difference to the other one."""
+    """The share of right answers, and the standard error of its difference to the other one.
+
+    Answers differ from each other, and so do draws: the variances of both means add up.
+    """
     apart = hits - others
-    error = float(apart.std(ddof=1) / np.sqrt(len(apart))) if len(apart) > 1 else float("inf")
-    return Accuracy(float(hits.mean()), error)
+    variance = sum(mean.var(ddof=1) / mean.size if mean.size > 1 else np.inf for mean in (apart.mean(0), apart.mean(1)))
+    return Accuracy(float(hits.mean()), float(np.sqrt(variance)))
 
 
 def why_no_answers(outputs: Sequence[FloatArray], batches: Sequence[Batch]) -> str:

@@ -34,8 +34,10 @@ POINTS = 8
 """Mixes of the frontier that are measured beside the one that was chosen."""
 SHOWN = 64
 """Mixes of the frontier that are named."""
-ANSWERS = 1024
+ANSWERS = 512
 """So many answers are counted at most, where there are labels."""
+HELD = (1, 2)
+"""So many bits at most from one width for all, in mixes that are tried where the best one brings no clear gain."""
 ROUNDS = 4
 """So many times a mix is chosen anew where it is measured to miss the damage that was asked for."""
 CLOSE_DB = 0.25
@@ -90,7 +92,7 @@ def bit_widths(
         What shares a step: ``"tensor"``, ``"channel"``, a number of neighbours in a row such as 32, or several to
         choose from for each layer.
     samples, probes, selected_layers, name, seed, track
-        See :func:`qvis.sensitivity`. Of samples with labels, up to 1024 are answered. Layers that are not selected stay
+        See :func:`qvis.sensitivity`. Of samples with labels, up to 512 are answered. Layers that are not selected stay
         in float.
 
     Returns
@@ -257,7 +259,13 @@ class Search:
         if goal.kind == "max_damage_db":
             return self._smallest(mixer, goal.value)
         [found] = mixer.measure([self.within(mixer, goal)])
-        return found
+        narrower = [mix for mix in mixer.uniform if self.fits(goal, mix)]
+        if not narrower or mixer.gain(narrower[-1], found).is_real:
+            return found
+        # few dB are left, and predictions do not hold: keep nearer to one width for all, and see
+        bits = round(narrower[-1].average_bits)
+        held = [self.within(mixer, goal, mixer.near(bits, away)) for away in HELD]
+        return max([found, *mixer.measure(held), narrower[-1]], key=lambda mix: mix.measured_db)
 
     def within(self, mixer: Mixer, goal: Goal, damages: Sequence[FloatArray] | None = None) -> Mix:
         """The mix of least damage within a limit of the size."""

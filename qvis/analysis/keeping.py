@@ -17,8 +17,6 @@ from qvis.noise import WeightGrid
 
 NEAR = 2
 """A gentle mix has no layer further from one width for all than that."""
-FAR = 1e9
-"""Times the damage of an option that is not to be taken."""
 
 Within = Callable[[Sequence[FloatArray] | None], Mix]
 
@@ -80,10 +78,10 @@ class Keeper:
         """The mix itself where its answers are as good; else the best of several others that give more.
 
         Answers follow where the mix gives as many as one width for all layers of its size, or as the model in float,
-        but for what chance may bring: one standard error of the difference over the answers.
+        but for what chance may bring: one standard error of the difference.
         """
         counted, hits, others = self.count(chosen), self.hits(chosen), self.uniform(chosen.bytes)
-        if others is None or not clearly(others, hits) or hits.mean() >= self.exact.mean():
+        if others is None or not clearly(others, hits) or not clearly(self.exact, hits):
             return counted
         self.told.append(
             f"The mix of least damage gives {100 * hits.mean():.1f} % right answers, one width for all layers at equal"
@@ -113,11 +111,8 @@ class Keeper:
         narrower = [mix for mix in mixer.uniform if self.fits(mix)]
         if narrower:
             bits = round(narrower[-1].average_bits)
-            held = [
-                np.where([abs(one.grid.bits - bits) <= NEAR for one in own], cost, FAR * (1 + cost.max()))
-                for own, cost in zip(mixer.options, mixer.damages, strict=True)
-            ]
-            yield f"least damage with no layer more than {NEAR} bits from {bits}", self.within(held)
+            held = self.within(mixer.near(bits, NEAR))
+            yield f"least damage with no layer more than {NEAR} bits from {bits}", held
             yield f"{bits} bits for all layers", narrower[-1]
 
 

@@ -16,6 +16,9 @@ from qvis.errors import BadArgumentError
 from qvis.layers import FloatArray, IntArray
 from qvis.noise import Granularity, WeightGrid
 
+FAR = 1e9
+"""Times the damage of an option that is not to be taken."""
+
 
 class Mixer:
     """The options of all layers, and mixes of them.
@@ -139,6 +142,13 @@ class Mixer:
         """Of other damages (layers, grids) those of the options, in the order of :attr:`damages`."""
         kept = [[one.grid.granularity in self.granularities for one in layer.options] for layer in self.layers]
         return [own[which] for own, which in zip(damages, kept, strict=True)]
+
+    def near(self, bits: int, away: int) -> list[FloatArray]:
+        """Damages that keep a mix from giving any layer a width that is further away than that from one for all."""
+        return [
+            np.where([abs(one.grid.bits - bits) <= away for one in own], cost, FAR * (1 + cost.max()))
+            for own, cost in zip(self.options, self.damages, strict=True)
+        ]
 
     # -- tried --------------------------------------------------------------------------------------------------------
 
