@@ -510,7 +510,7 @@ def plain(made: Compressibility) -> Any:
 
 
 def test_all_formats_are_written_and_tell_the_same(found: Compressibility, tmp_path: Path) -> None:
-    written = found.write(tmp_path, ("html", "json", "md"))
+    written = found.write(tmp_path, ("html", "json", "md")).paths
     assert [path.name for path in written.values()] == [f"compressibility.{one}" for one in ("html", "json", "md")]
     document = json.loads(written["json"].read_text(), parse_constant=lambda text: pytest.fail(text))
     assert document["kind"] == "compressibility"
@@ -525,7 +525,7 @@ def test_all_formats_are_written_and_tell_the_same(found: Compressibility, tmp_p
     assert markdown.startswith("<!-- qvis ")
     assert f"`{found.ranked[0].name}`" in markdown
     assert "<details><summary>8 more layers" in markdown
-    assert found.write(tmp_path) == {"html": tmp_path / "compressibility.html"}  # its own page is replaced
+    assert found.write(tmp_path).paths == {"html": tmp_path / "compressibility.html"}  # its own page is replaced
 
 
 def test_what_others_wrote_is_left_alone(tmp_path: Path) -> None:

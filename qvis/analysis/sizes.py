@@ -22,7 +22,7 @@ from qvis.running import Track, silently
 from qvis.words import count
 
 if TYPE_CHECKING:
-    from qvis.report.compressibility import Written
+    from qvis.report.compressibility import CompressibilityReport
 
 METHODS = {
     "coding": "fewer bits, entropy coded",
@@ -310,7 +310,7 @@ class Compressibility:
             if curve.make == layer.curves[method].make:  # the same weights, stored in another way
                 curve.note(setting, damage)
 
-    def write(self, out_dir: str | PathLike[str], formats: Sequence[str] = ("html",)) -> Written:
+    def write(self, out_dir: str | PathLike[str], formats: Sequence[str] = ("html",)) -> CompressibilityReport:
         """Write ``compressibility.html``, ``.json`` or ``.md`` into ``out_dir`` (made when missing).
 
         May be called again while :meth:`measure` goes on: the page then says how far it is, and loads itself anew.
@@ -322,9 +322,9 @@ class Compressibility:
         OutputError
             The folder cannot be written, or holds a file of the same name that qvis did not write.
         """
-        from qvis.report.compressibility import write
+        from qvis.report.compressibility import CompressibilityReport
 
-        return write(self, out_dir, formats)
+        return CompressibilityReport(self).write(out_dir, formats)
 
     @property
     def verdict(self) -> str:

@@ -18,7 +18,7 @@ from qvis.noise import Granularity, WeightGrid
 from qvis.quantization.grids import SCALE_BITS
 
 if TYPE_CHECKING:
-    from qvis.report import Report
+    from qvis.report.bit_widths import WidthsReport
 
 FLOAT_BYTES = 4
 """Of a number that is not rounded."""
@@ -207,7 +207,7 @@ class BitWidths:
             text += f"; {right} of the answers are right, {exact} in float"
         return text + "."
 
-    def write(self, out_dir: str | PathLike[str], formats: Sequence[str] = ("html",)) -> Report:
+    def write(self, out_dir: str | PathLike[str], formats: Sequence[str] = ("html",)) -> WidthsReport:
         """Write the page into ``out_dir`` as ``bit_widths.html``; see :meth:`qvis.Report.write`."""
         from qvis.report.bit_widths import WidthsReport
 

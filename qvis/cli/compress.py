@@ -89,7 +89,7 @@ def compress(
     with Work() as work:
         work.say("Loading")
         from qvis.analysis.compressibility import compressibility
-        from qvis.report.compressibility import render_json, summarize
+        from qvis.report.compressibility import CompressibilityReport
 
         found = compressibility(
             open_model(model, weights),
@@ -106,19 +106,20 @@ def compress(
         if measure:
             found.state = "running"  # so that a page that is opened at once loads itself anew
         if out is not None:
-            paths = found.write(out, kinds)
+            page = found.write(out, kinds)
         if open_page:
-            typer.launch(str(paths["html"].resolve()))
+            page.open()
         if measure:
             try:
                 _measure(found, budget, out, work)
             except KeyboardInterrupt:
                 interrupted = True
         work.say("Writing")
-        paths = {} if out is None else found.write(out, kinds)
-    document = summarize(found)
+        report = CompressibilityReport(found)
+        paths = {} if out is None else report.write(out, kinds).paths
+    document = report.document
     if as_json:
-        print(render_json(document), end="")
+        print(report.to_json())
         print(*(f"wrote {path}" for path in paths.values()), sep="\n", file=sys.stderr)
     else:
         _print(document, all_rows)

@@ -6,6 +6,7 @@ import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from qvis.cli.options import OutDir
 from qvis.cli.progress import Work
@@ -35,11 +36,12 @@ def demo(out: OutDir = Path("qvis-report")) -> None:
         from qvis.analysis import analyze
         from qvis.analysis.bit_widths import bit_widths
         from qvis.analysis.comparison import compare
+        from qvis.analysis.compressibility import compressibility
         from qvis.equalization.equalize import equalize
         from qvis.images.report import visualize_image_quantization
         from qvis.report import Report
-        from qvis.report.bit_widths import WidthsReport
         from qvis.report.document import summarize, summarize_changes
+        from qvis.report.grids import compare_grids
         from qvis.report.index import check_index, write_index
 
         check_index(out)
@@ -48,19 +50,20 @@ def demo(out: OutDir = Path("qvis-report")) -> None:
         method = "noise" if find_spec("scipy") and find_spec("threadpoolctl") else "square root"
         equalized = equalize(model, pictures[:SAMPLES], method=method, name=FOLDED, track=work.steps)
         mixed = bit_widths(model, pictures, labels=digits, average_bits=AVERAGE_BITS, name=FOLDED, track=work.steps)
+        smaller = compressibility(model, pictures, labels=digits, name=FOLDED, track=work.steps)
+        for _ in smaller.measure(track=work.steps):
+            pass
+        grids = compare_grids(model, out, inputs=pictures, name=FOLDED, progress=work.layers, track=work.steps)
         work.say("Writing")
         comparison = compare(equalized.before, equalized.after)
-        documents = [summarize(judged, kind) for kind in ("sensitivity", "relative_weight_ranges", "weight_ranges")]
-        written = [Report(document, judged.layers).write(out) for document in documents]
-        documents.append(summarize_changes(comparison, equalized))
-        written.append(Report(documents[-1], comparison.layers).write(out))
-        widths = WidthsReport(mixed)
-        documents.append(widths.document)
-        written.append(widths.write(out))
-        picture = visualize_image_quantization(None, out)
-        documents.append(picture.document)
-        index = write_index(out, documents, title=TITLE, lead=LEAD)
-    for report in (*written, picture):
+        written: list[Any] = [
+            Report(summarize(judged, kind), judged.layers).write(out)
+            for kind in ("sensitivity", "relative_weight_ranges", "weight_ranges")
+        ]
+        written.append(Report(summarize_changes(comparison, equalized), comparison.layers).write(out))
+        written += [mixed.write(out), grids, smaller.write(out), visualize_image_quantization(None, out)]
+        index = write_index(out, [report.document for report in written], title=TITLE, lead=LEAD)
+    for report in written:
         print(f"{report.path}: {report.verdict}")
     print(f"{index}: links them all\n\nOpen it with: {opener()} {shlex.quote(str(index))}")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qvis.errors import OutputError
 from qvis.exporting.plain import COLUMNS
-from qvis.report.report import write_all
+from qvis.report.files import write_all
 
 _MARKS = {
     "json": b'"format": "qvis bit widths"',

@@ -19,14 +19,15 @@ from qvis.images.quantizing import Samples, depth_of, quantize
 from qvis.images.sample import NAME as SAMPLE
 from qvis.images.sample import draw_sample
 from qvis.images.settings import Settings, depths
-from qvis.report.report import MARKS, Written, make_folder, refuse_foreign, write_all
+from qvis.report.files import MARKS, make_folder, refuse_foreign, write_all
+from qvis.report.report import Page
 from qvis.version import __version__
 
 KIND = "image_quantization"
 TITLE = "Quantization of pictures"
 
 
-class ImageReport(Written):
+class ImageReport(Page):
     """Pictures at every depth.
 
     Attributes

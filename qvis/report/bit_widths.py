@@ -14,7 +14,7 @@ from qvis.noise import WeightGrid
 from qvis.report.bit_widths_text import render_widths_markdown, tell_details
 from qvis.report.cells import shorten
 from qvis.report.document import SCHEMA_VERSION, Document, Sentence, plain
-from qvis.report.report import Report
+from qvis.report.report import DocumentReport
 from qvis.report.sensitivity import significant
 from qvis.version import __version__
 from qvis.words import size
@@ -30,35 +30,28 @@ FIRST = 3
 """Details that stand right below the verdict."""
 
 
-class WidthsReport(Report):
-    """The page, the JSON and the Markdown of a choice of bit widths; made by :meth:`qvis.BitWidths.write`."""
+class WidthsReport(DocumentReport):
+    """The page, the JSON and the Markdown of a choice of bit widths; made by :meth:`qvis.BitWidths.write`.
 
-    layers: list[LayerWidths]  # type: ignore[assignment]
-    """What each width would cost each layer, in the model's own order."""
+    Attributes
+    ----------
+    layers
+        What each width would cost each layer, in the model's own order.
+    """
 
     def __init__(self, found: BitWidths) -> None:
-        super().__init__(summarize_widths(found), ())
+        super().__init__(summarize_widths(found))
         self.layers = list(found.layers)
-
-    @property
-    def document(self) -> Document:
-        """What all forms of the report are made from."""
-        return self._document
-
-    @property
-    def problematic_layers(self) -> list[Any]:
-        """None: the widths are chosen so that no layer decides alone."""
-        return []
 
     def to_html(self) -> str:
         """The page."""
         from qvis.report.bit_widths_page import render_widths
 
-        return render_widths(self._document)
+        return render_widths(self.document)
 
     def to_markdown(self) -> str:
         """The verdict and the chosen widths, for a pull request."""
-        return render_widths_markdown(self._document)
+        return render_widths_markdown(self.document)
 
 
 def summarize_widths(found: BitWidths) -> Document:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from datetime import datetime, timezone
 from math import isfinite, nan
-from os import PathLike
-from pathlib import Path
 
 from qvis.analysis.damage import UNRELIABLE
 from qvis.analysis.sizes import (
@@ -22,19 +19,16 @@ from qvis.analysis.sizes import (
     describe,
     kept_db,
 )
-from qvis.errors import BadArgumentError
 from qvis.layers import Thresholds
 from qvis.report.document import SCHEMA_VERSION, Document, Sentence, jsonable
 from qvis.report.frame import render_page
 from qvis.report.markdown import code, prose
-from qvis.report.report import FORMATS, MARKS, make_folder, refuse_foreign, write_all
+from qvis.report.report import DocumentReport
 from qvis.report.sensitivity import significant
 from qvis.version import __version__
 from qvis.words import count, listed_names, percent, size, visible
 
 KIND = "compressibility"
-Written = dict[str, Path]
-"""Every file written, by format."""
 VALUES = 128
 """Singular values in a summary, evenly spaced where there are more."""
 ROWS = 300
@@ -72,7 +66,7 @@ def summarize(found: Compressibility) -> Document:
             "seconds": round(found.seconds, 1),
             "remaining_seconds": _known(found.remaining_seconds),
         },
-        "verdict": {"sentence": _sentence(found), "details": _details(found), "first": 2},
+        "verdict": {"sentence": _sentence(found), "text": tell_verdict(found), "details": _details(found), "first": 2},
         "methods": METHODS,
         "together": [_together(found, one) for one in found.trials if one.all_layers],
         "layers": [_layer(found, layer, ranks[layer.name]) for layer in found.layers],
@@ -278,24 +272,22 @@ def in_db(value: float | None, signs: int = 1) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Files
+# Forms
 
 
-def write(found: Compressibility, out_dir: str | PathLike[str], formats: Sequence[str] = ("html",)) -> Written:
-    """Write the report; see :meth:`qvis.Compressibility.write`."""
-    formats = (formats,) if isinstance(formats, str) else tuple(formats)
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown or not formats:
-        wrong = repr(unknown[0]) if unknown else "none"
-        raise BadArgumentError(f"formats: got {wrong}, expected some of {', '.join(map(repr, FORMATS))}")
-    document = summarize(found)
-    render = {"html": render_html, "json": render_json, "md": render_markdown}
-    targets = {name: Path(out_dir) / f"{KIND}.{name}" for name in formats}
-    make_folder(Path(out_dir))
-    for name, target in targets.items():
-        refuse_foreign(target, MARKS[name])
-    write_all({target: render[name](document) for name, target in targets.items()})
-    return targets
+class CompressibilityReport(DocumentReport):
+    """The page, the JSON and the Markdown of one state of the findings; made by :meth:`qvis.Compressibility.write`."""
+
+    def __init__(self, found: Compressibility) -> None:
+        super().__init__(summarize(found))
+
+    def to_html(self) -> str:
+        """The page."""
+        return render_html(self.document)
+
+    def to_markdown(self) -> str:
+        """The summary for a pull request: verdict first, ten layers, the rest folded away."""
+        return render_markdown(self.document)
 
 
 def render_html(document: Document) -> str:
@@ -327,11 +319,6 @@ def _per_db(row: Document) -> str:
     if row["lost_db"] is None:
         return "n/a"
     return "free" if row["lost_db"] < FREE_DB else size(row["bytes_per_db"])
-
-
-def render_json(document: Document) -> str:
-    """The summary as JSON; NaN and infinite numbers are ``null``."""
-    return json.dumps(jsonable(document), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def render_markdown(document: Document) -> str:

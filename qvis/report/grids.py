@@ -21,7 +21,7 @@ from qvis.errors import BadArgumentError
 from qvis.layers import FloatArray
 from qvis.quantization.grids import Scheme
 from qvis.report.document import SCHEMA_VERSION, Document, Sentence, plain
-from qvis.report.report import Report
+from qvis.report.report import DocumentReport
 from qvis.report.sensitivity import significant
 from qvis.running import Track, silently
 from qvis.version import __version__
@@ -33,24 +33,24 @@ UNKNOWN = (
 )
 
 
-class GridReport(Report):
-    """The result of :func:`qvis.compare_grids`: the findings, and the files that show them."""
+class GridReport(DocumentReport):
+    """The result of :func:`qvis.compare_grids`: the findings, and the files that show them.
 
-    layers: list[LayerGrids]  # type: ignore[assignment]
-    """What each grid would do to each layer, in the model's own order."""
+    Attributes
+    ----------
+    layers
+        What each grid would do to each layer, in the model's own order.
+    comparison
+        All that was found.
+    """
 
     def __init__(self, comparison: GridComparison) -> None:
-        super().__init__(summarize_grids(comparison), [])
+        super().__init__(summarize_grids(comparison))
         self.comparison = comparison
         self.layers = list(comparison.layers)
 
     @property
-    def document(self) -> Document:
-        """What all forms of the report are made from."""
-        return self._document
-
-    @property
-    def problematic_layers(self) -> list[LayerGrids]:  # type: ignore[override]
+    def problematic_layers(self) -> list[LayerGrids]:
         """The layers for which no grid that was looked at keeps as much as was asked for."""
         return [layer for layer in self.layers if layer.best is None and layer.frontier]
 
@@ -58,13 +58,13 @@ class GridReport(Report):
         """The page."""
         from qvis.report.grids_page import render_grids
 
-        return render_grids(self._document)
+        return render_grids(self.document)
 
     def to_markdown(self) -> str:
         """The answers and the best grids, for a pull request."""
         from qvis.report.grids_text import render_grids_markdown
 
-        return render_grids_markdown(self._document)
+        return render_grids_markdown(self.document)
 
 
 def compare_grids(
@@ -169,7 +169,7 @@ def compare_grids(
         progress=progress,
         track=track,
     )
-    return GridReport(found).write(out_dir, formats)  # type: ignore[return-value]
+    return GridReport(found).write(out_dir, formats)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from markupsafe import Markup
 
 from qvis.report.cells import is_changes
 from qvis.report.document import Document
+from qvis.report.files import MARKS, make_folder, refuse_foreign, write_all
 from qvis.report.frame import environment, read_widget
-from qvis.report.report import MARKS, make_folder, refuse_foreign, write_all
 from qvis.version import __version__
 
 FILE = "index.html"
@@ -22,6 +22,8 @@ ABOUT = {
     "relative_weight_ranges": "How unequal the channels of each layer are, and what one grid for all of them costs.",
     "weight_ranges": "Minimum, quartiles, mean and maximum of every channel of every layer.",
     "bit_widths": "A width for each layer instead of one for all, what that brings, and what other sizes would cost.",
+    "grids": "Uniform or not, per tensor, channel or group, how many bits: levels on the weights, and what each costs.",
+    "compressibility": "Low rank, pruning, fewer bits: how small each layer can be made, predicted and then measured.",
     "changes_after_optimization": "Both versions on common axes, with the difference shaded.",
     "image_quantization": "What bits are, on a picture and on layers drawn as pictures; it takes pictures of yours.",
 }
