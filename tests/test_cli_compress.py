@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -105,17 +106,19 @@ def test_an_interruption_keeps_what_is_there(
 
 
 def test_the_page_can_be_watched_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compress, "EVERY_SECONDS", 0.0)
+    clock = itertools.count()
+    monkeypatch.setattr(compress, "monotonic", lambda: float(next(clock)))  # each look at the clock takes a second
     pages: list[str] = []
     real = Compressibility.write
 
     def write(self: Compressibility, *arguments: Any) -> Any:
         written = real(self, *arguments)
-        pages.append(written["html"].read_text())
+        pages.append(written.paths["html"].read_text())
         return written
 
     monkeypatch.setattr(Compressibility, "write", write)
     assert main([*COMMAND, "--report", "out"]) == 0
+    pages.append(Path("out/compressibility.html").read_text())
     assert len(pages) >= 3
     for page in pages[:-1]:
         assert 'http-equiv="refresh"' in page

@@ -25,6 +25,8 @@ PAGES = (
     "weight_ranges",
     "changes_after_optimization",
     "bit_widths",
+    "grids",
+    "compressibility",
     "image_quantization",
 )
 

@@ -23,7 +23,7 @@ from qvis import BadArgumentError, OutputError, QvisError, Report, Thresholds, U
 from qvis.analysis import analyze_network
 from qvis.analysis.comparison import compare
 from qvis.layers import Reason, Severity, Skipped
-from qvis.report import report as writing
+from qvis.report import files as writing
 from qvis.report.document import summarize, summarize_changes
 from tests.weights import analysis, gaussian, network
 

@@ -63,8 +63,8 @@ def summarize(found: Compressibility) -> Document:
             "state": found.state,
             "done": len(found.scores),
             "total": len(found.trials),
-            "seconds": round(found.seconds, 1),
-            "remaining_seconds": _known(found.remaining_seconds),
+            # not of a run that has ended: the same model gives the same bytes
+            "remaining_seconds": _known(found.remaining_seconds) if found.state == "running" else None,
         },
         "verdict": {"sentence": _sentence(found), "text": tell_verdict(found), "details": _details(found), "first": 2},
         "methods": METHODS,
@@ -252,7 +252,7 @@ def tell_state(document: Document) -> str:
     return {
         "predicted": f"Nothing is measured yet: {count(progress['total'], 'score')} to go.",
         "running": f"{done}; {'about ' + in_time(left) + ' to go' if left is not None else 'just begun'}.",
-        "complete": f"{done} in {in_time(progress['seconds'])}.",
+        "complete": f"{done}.",
         "interrupted": f"Interrupted: {done}; what is here is final, and the rest is predicted only.",
         "out of time": f"The time was up: {done}; what is here is final, and the rest is predicted only.",
     }[progress["state"]]
