@@ -34,8 +34,9 @@ lint: .venv/.test
 types: .venv/.test
 	@$(BIN)/python -m mypy
 
+# one thread for each of the processes that share the cores
 check: .venv/.test .venv/.chromium
-	@CHROMIUM="$${CHROMIUM:-$$(cat .venv/.chromium)}" $(BIN)/python -m pytest -q -n auto --maxprocesses 8 $(PYTEST)
+	@OMP_NUM_THREADS="$${OMP_NUM_THREADS:-1}" CHROMIUM="$${CHROMIUM:-$$(cat .venv/.chromium)}" $(BIN)/python -m pytest -q -n auto --maxprocesses 8 $(PYTEST)
 
 docs: .venv/.docs
 	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html

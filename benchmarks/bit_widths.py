@@ -188,7 +188,7 @@ def judgement(findings: Sequence[Finding]) -> str:
 
 def main() -> None:
     """Print the tables."""
-    parser = make_parser(__doc__, models=MODELS, samples=64)
+    parser = make_parser(__doc__, models=MODELS, samples=64, figures=True)
     parser.add_argument("--average", nargs="+", type=float, default=AVERAGES, help="bits (default 3 4 5 6)")
     parser.add_argument("--held-out", type=int, default=256, help="other samples, to judge by (default 256)")
     script = Script(parser)

@@ -10,14 +10,13 @@ the most promising changes for real, and prints by how many dB the predictions a
 
 from __future__ import annotations
 
-import argparse
 import time
 import warnings
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
-from trained import LOADERS, MissingError, Sources, Subject
+from trained import Subject
+from trained.command import Script, make_parser
 
 import qvis
 from qvis.analysis.sizes import METHODS, Compressibility, kept_db
@@ -78,22 +77,12 @@ def describe_method(found: Compressibility, method: str, title: str) -> list[str
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="with cifar10_subset.npz and resnet56_cifar10.th")
-    parser.add_argument("--models", nargs="+", choices=LOADERS, default=list(LOADERS), metavar="NAME")
-    parser.add_argument("--samples", type=int, default=32, help="(default 32)")
-    parser.add_argument(
-        "--scores", type=int, default=300, help="measured of each model, the most promising (default 300)"
-    )
-    parser.add_argument("--cache", type=Path, default=Path(".benchmarks"), metavar="FOLDER", help="of trained models")
-    chosen = parser.parse_args()
-    for name in chosen.models:
-        try:
-            subject = LOADERS[name](Sources(chosen.cache, chosen.data))
-        except (MissingError, ImportError) as error:
-            print(f"{name}: left out, {error}\n", flush=True)
-            continue
-        print(examine(subject, chosen.samples, chosen.scores) + "\n", flush=True)
+    parser = make_parser(__doc__, samples=32)
+    parser.add_argument("--scores", type=int, default=300, help="measured of each model, the best (default 300)")
+    script = Script(parser)
+    for subject in script.subjects():
+        script.show(examine(subject, script.chosen.samples, script.chosen.scores) + "\n")
+    script.write()
 
 
 if __name__ == "__main__":

@@ -367,7 +367,7 @@ def describe_times(times: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
 
 def main() -> None:
     """Print the tables."""
-    parser = make_parser(__doc__, models=MODELS, samples=32)
+    parser = make_parser(__doc__, models=MODELS, samples=32, figures=True)
     parser.add_argument("--bits", nargs="+", type=int, default=BITS, help="of the weights (default 8 6 4)")
     parser.add_argument("--held-out", type=int, default=256, help="other samples, to judge by (default 256)")
     parser.add_argument("--draws", type=int, default=16, help="roundings of all layers at once (default 16)")

@@ -10,12 +10,11 @@ with what was predicted.
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 
 import numpy as np
-from trained import LOADERS, MissingError, Sources, Subject
+from trained import Subject
+from trained.command import Script, make_parser
 
 from qvis.analysis.gridding import find_grids
 from qvis.analysis.preparing import open_model
@@ -36,13 +35,15 @@ ALONE = (
 """Grids whose damage to single layers is measured."""
 
 
-def examine(subject: Subject, samples: int, layers: int) -> None:
-    """Predict, measure, print."""
+def examine(subject: Subject, samples: int, layers: int) -> str:
+    """Predict, measure, tell."""
     opened = open_model(subject.model, subject.inputs, None, samples=samples)
     began = time.process_time()
     found = find_grids(opened.ready, default_schemes(), opened=opened, progress=iter, track=silently)
-    print(f"\n{subject.name}: {len(found.layers)} layers, {opened.source}, {found.passes} passes")
-    print(f"  comparing {len(found.schemes)} grids took {time.process_time() - began:.0f} s of processor time")
+    lines = [
+        f"{subject.name}: {len(found.layers)} layers, {opened.source}, {found.passes} passes",
+        f"  comparing {len(found.schemes)} grids took {time.process_time() - began:.0f} s of processor time",
+    ]
     study = Study(opened.ready.network, opened.runner, opened.batches, [WeightGrid(8, "channel")], silently)
     study.calibrate(locally=False)
     exact = [study.runner.run(batch) for batch in study.batches]
@@ -59,27 +60,24 @@ def examine(subject: Subject, samples: int, layers: int) -> None:
     everything = [name for name in study.weights if name in known]
     predicted = np.array([one.damage.predicted for one in found.totals])
     measured = np.array([measure(place, everything) for place in range(len(found.schemes))])
-    tell("all layers at once", predicted, measured)
+    lines.append(tell("all layers at once", predicted, measured))
     chosen = everything[:: max(1, len(everything) // layers)]
     for label in ALONE:
         place = found.labels.index(label)
         alone = np.array([measure(place, [name]) for name in chosen])
-        tell(
-            f"{len(chosen)} layers alone, {label}",
-            np.array([found.layers[known[name]].results[place].damage.predicted for name in chosen]),
-            alone,
-        )
+        told = np.array([found.layers[known[name]].results[place].damage.predicted for name in chosen])
+        lines.append(tell(f"{len(chosen)} layers alone, {label}", told, alone))
+    return "\n".join(lines)
 
 
-def tell(what: str, predicted: FloatArray, measured: FloatArray) -> None:
+def tell(what: str, predicted: FloatArray, measured: FloatArray) -> str:
     """How far predictions are off, as factors, and how well they rank."""
     usable = (predicted > 0) & (measured > 0) & (measured < SEVERE)
     if not usable.any():
-        print(f"  {what}: all damages are severe or none")
-        return
+        return f"  {what}: all damages are severe or none"
     factors = predicted[usable] / measured[usable]
     off = np.exp(np.abs(np.log(factors)))
-    print(
+    return (
         f"  {what}: {usable.sum()} of {len(usable)} below {100 * SEVERE:.0f} %; predicted / measured: median"
         f" {np.median(factors):.2f}, from {factors.min():.2f} to {factors.max():.2f}; off by {np.median(off):.2f} times"
         f" in half of them; Spearman's {rank_correlation(predicted[usable], measured[usable]):.2f}"
@@ -88,27 +86,12 @@ def tell(what: str, predicted: FloatArray, measured: FloatArray) -> None:
 
 def main() -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=LOADERS, default=["digits", "mobilenet"])
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="with cifar10_subset.npz and resnet56_cifar10.th")
-    parser.add_argument("--cache", type=Path, default=Path(".benchmarks"), metavar="FOLDER", help="of trained models")
-    parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--layers", type=int, default=12, help="so many layers are rounded alone")
-    chosen = parser.parse_args()
-    sources = Sources(chosen.cache, chosen.data)
-    for name in chosen.models:
-        subject = load(name, sources)
-        if subject is not None:
-            examine(subject, chosen.samples, chosen.layers)
-
-
-def load(name: str, sources: Sources) -> Subject | None:
-    """A model and its data; None, and a line that says why, where something is missing."""
-    try:
-        return LOADERS[name](sources)
-    except (MissingError, ImportError) as error:
-        print(f"\n{name}: left out, {error}")
-        return None
+    parser = make_parser(__doc__, models=("digits", "mobilenet"), samples=64)
+    parser.add_argument("--layers", type=int, default=12, help="so many layers are rounded alone (default 12)")
+    script = Script(parser)
+    for subject in script.subjects():
+        script.show(examine(subject, script.chosen.samples, script.chosen.layers) + "\n")
+    script.write()
 
 
 if __name__ == "__main__":

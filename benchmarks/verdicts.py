@@ -335,7 +335,7 @@ def summarize(findings: Sequence[Finding]) -> str:
 
 def main() -> None:
     """Print the tables."""
-    parser = make_parser(__doc__, samples=32)
+    parser = make_parser(__doc__, samples=32, figures=True)
     parser.add_argument("--probes", type=int, default=4, help="how often each is differentiated (default 4)")
     parser.add_argument("--draws", type=int, default=8, help="roundings of all layers at once (default 8)")
     script = Script(parser)
