@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,8 @@ import qvis
 from qvis.adapters.digits import load_digits_model, load_digits_samples
 from qvis.analysis.sizes import Compressibility, kept_db
 from qvis.report.compressibility import render_html, summarize
-from qvis.words import visible
+from qvis.report.document import jsonable
+from qvis.words import size, visible
 from tests.browser import AWKWARD_NAMES, WIDE, opened, part
 
 pytestmark = pytest.mark.browser
@@ -87,8 +89,13 @@ def test_a_link_and_keys_choose_the_layer(
         page.keyboard.press("k")
         page.keyboard.press("k")
         expect(part(page, "detail-name")).to_have_text(order[2])
-        part(page, "filter").fill("depthwise")
+        page.keyboard.press("/")
+        page.keyboard.type("depthwise")
         expect(part(page, "layer-row").filter(visible=True)).to_have_count(sum("depthwise" in one for one in order))
+        part(page, "filter").fill("no such layer")
+        expect(part(page, "count")).to_have_text(f"0 of {len(order)}")
+        part(page, "empty").get_by_role("button").click()
+        expect(part(page, "count")).to_have_text(f"{len(order)} layers")
 
 
 def test_the_tables_can_be_sorted(browser: Browser, page_of: Callable[..., Path], measured: Compressibility) -> None:
@@ -111,6 +118,45 @@ def test_the_curves_come_as_numbers(browser: Browser, page_of: Callable[..., Pat
         points = sum(len(curve.points) for layer in measured.layers for curve in layer.curves.values())
         assert lines[0] == "layer,method,setting,bytes,of bytes,predicted dB,measured dB"
         assert len(lines) == 1 + points
+
+
+def test_what_is_saved_holds_what_was_found(
+    browser: Browser, page_of: Callable[..., Path], measured: Compressibility
+) -> None:
+    with opened(browser, page_of()) as page:
+        with page.expect_download() as download:
+            part(page, "download-json").click()
+        assert json.loads(Path(download.value.path()).read_text()) == jsonable(summarize(measured))
+
+
+def test_layers_are_copied_as_markdown(
+    browser: Browser, page_of: Callable[..., Path], measured: Compressibility
+) -> None:
+    with opened(browser, page_of(), permissions=["clipboard-read", "clipboard-write"]) as page:
+        part(page, "copy-markdown").click()
+        expect(part(page, "toast")).to_have_text("Copied as Markdown")
+        lines = page.evaluate("navigator.clipboard.readText()").splitlines()
+    assert lines[0] == f"**{measured.verdict}**"
+    assert lines[2] == "| layer | op | now | best way within 30 dB | then | keeps | per dB |"
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[4:]]
+    assert [row[0].replace("\\", "") for row in rows] == [layer.name for layer in measured.ranked]
+    assert [row[2] for row in rows] == [size(layer.bytes) for layer in measured.ranked]
+
+
+def test_on_a_phone_the_panel_opens_below_its_row(
+    browser: Browser, page_of: Callable[..., Path], measured: Compressibility
+) -> None:
+    name = measured.ranked[2].name
+    with opened(browser, page_of(), viewport=NARROW) as page:
+        expect(part(page, "ways")).to_be_hidden()
+        select(page, name)
+        expect(page.locator("tr.on + tr.inline [data-test=ways]")).to_be_visible()
+        expect(part(page, "detail-name")).to_be_in_viewport()
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert page.evaluate("location.hash") == f"#layer={name}"
+        page.locator("tr.on td.name").click()
+        expect(part(page, "ways")).to_be_hidden()
+        assert page.evaluate("location.hash") == ""
 
 
 def test_it_reads_without_scripts(browser: Browser, page_of: Callable[..., Path], measured: Compressibility) -> None:
