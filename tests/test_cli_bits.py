@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from qvis.analysis import bit_widths
@@ -16,25 +15,15 @@ from qvis.cli.bits import WIDTHS, read_damage, read_exports, read_granularity, r
 from qvis.cli.models import FORMS
 from qvis.errors import BadArgumentError, OutputError
 from qvis.exporting import FORMATS
+from tests.nets import fill
 
-CODE = """
-import torch
-from torch import nn
-
-def make():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4))
-"""
 QUICK = ["--widths", "8,4,2", "--samples", "8"]
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "net.py").write_text(CODE)
-    x = np.random.default_rng(0).standard_normal((8, 16)).astype(np.float32)
-    np.savez(tmp_path / "val.npz", x=x, y=np.arange(8) % 4)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return fill(tmp_path)
 
 
 def run(*arguments: str, data: str | None = "val.npz") -> int:

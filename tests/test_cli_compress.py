@@ -8,31 +8,20 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from qvis.analysis.planning import Bench
 from qvis.analysis.sizes import Compressibility, Trial
 from qvis.cli import compress, main
+from tests.nets import fill
 
-CODE = """
-import torch
-from torch import nn
-
-def make():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4))
-"""
 COMMAND = ["compress", "net.py:make", "--data", "val.npz"]
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "net.py").write_text(CODE)
-    x = np.random.default_rng(0).standard_normal((8, 16)).astype(np.float32)
-    np.savez(tmp_path / "val.npz", x=x, y=np.arange(8) % 4)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return fill(tmp_path)
 
 
 def test_the_layers_are_printed_and_nothing_is_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

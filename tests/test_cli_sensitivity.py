@@ -7,10 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from qvis.cli import main
+from tests.nets import fill
 
 CODE = """
 import torch
@@ -34,11 +34,8 @@ def data():
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "net.py").write_text(CODE)
-    x = np.random.default_rng(0).standard_normal((8, 16)).astype(np.float32)
-    np.savez(tmp_path / "val.npz", x=x, y=np.arange(8) % 4)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return fill(tmp_path, CODE)
 
 
 def test_the_layers_are_printed_and_nothing_is_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,8 @@ import qvis
 from qvis.adapters.digits import load_digits_model, load_digits_samples
 from qvis.analysis.sizes import Compressibility, kept_db
 from qvis.report.compressibility import render_html, summarize
-from qvis.words import visible
+from qvis.report.document import jsonable
+from qvis.words import size, visible
 from tests.browser import AWKWARD_NAMES, WIDE, opened, part
 
 pytestmark = pytest.mark.browser
@@ -46,17 +48,17 @@ def page_of(measured: Compressibility, tmp_path_factory: pytest.TempPathFactory)
 
 
 def select(page: Page, name: str) -> None:
-    page.locator(f'[data-test=layer][data-layer="{name}"]').click()
-    expect(part(page, "panel-title")).to_have_text(visible(name))
+    page.locator("[data-test=layer-row] td.name").get_by_text(visible(name), exact=True).click()
+    expect(part(page, "detail-name")).to_have_text(visible(name))
 
 
 def test_a_layer_is_told_of_in_words_and_curves(
     browser: Browser, page_of: Callable[..., Path], measured: Compressibility
 ) -> None:
     with opened(browser, page_of()) as page:
-        rows = part(page, "layer")
+        rows = part(page, "layer-row")
         expect(rows).to_have_count(len(measured.layers))
-        expect(part(page, "panel-title")).to_have_text(measured.ranked[0].name)
+        expect(part(page, "detail-name")).to_have_text(measured.ranked[0].name)
         expect(part(page, "state")).to_contain_text("Interrupted: 40 of")
         expect(part(page, "verdict")).to_contain_text("could be saved")
         layer = next(one for one in measured.layers if one.spectrum is not None and one.weights > 1000)
@@ -81,21 +83,26 @@ def test_a_link_and_keys_choose_the_layer(
 ) -> None:
     order = [layer.name for layer in measured.ranked]
     with opened(browser, page_of(), layer=order[3]) as page:
-        expect(part(page, "panel-title")).to_have_text(order[3])
+        expect(part(page, "detail-name")).to_have_text(order[3])
         page.keyboard.press("j")
-        expect(part(page, "panel-title")).to_have_text(order[4])
+        expect(part(page, "detail-name")).to_have_text(order[4])
         page.keyboard.press("k")
         page.keyboard.press("k")
-        expect(part(page, "panel-title")).to_have_text(order[2])
-        part(page, "filter").fill("depthwise")
-        expect(part(page, "layer").filter(visible=True)).to_have_count(sum("depthwise" in one for one in order))
+        expect(part(page, "detail-name")).to_have_text(order[2])
+        page.keyboard.press("/")
+        page.keyboard.type("depthwise")
+        expect(part(page, "layer-row").filter(visible=True)).to_have_count(sum("depthwise" in one for one in order))
+        part(page, "filter").fill("no such layer")
+        expect(part(page, "count")).to_have_text(f"0 of {len(order)}")
+        part(page, "empty").get_by_role("button").click()
+        expect(part(page, "count")).to_have_text(f"{len(order)} layers")
 
 
 def test_the_tables_can_be_sorted(browser: Browser, page_of: Callable[..., Path], measured: Compressibility) -> None:
     with opened(browser, page_of()) as page:
-        page.locator("#layers thead button", has_text="Now").click()
+        page.locator(".layers thead button", has_text="Now").click()
         largest = max(measured.layers, key=lambda layer: layer.bytes).bytes
-        first = part(page, "layer").first.locator("td").first
+        first = part(page, "layer-row").first.locator("td.now")
         expect(first).to_have_attribute("data-v", str(largest))
         page.locator("#scores thead button", has_text="Measured dB").click()
         most = page.locator("#scores tbody tr").first.locator("td").nth(5)
@@ -113,12 +120,51 @@ def test_the_curves_come_as_numbers(browser: Browser, page_of: Callable[..., Pat
         assert len(lines) == 1 + points
 
 
+def test_what_is_saved_holds_what_was_found(
+    browser: Browser, page_of: Callable[..., Path], measured: Compressibility
+) -> None:
+    with opened(browser, page_of()) as page:
+        with page.expect_download() as download:
+            part(page, "download-json").click()
+        assert json.loads(Path(download.value.path()).read_text()) == jsonable(summarize(measured))
+
+
+def test_layers_are_copied_as_markdown(
+    browser: Browser, page_of: Callable[..., Path], measured: Compressibility
+) -> None:
+    with opened(browser, page_of(), permissions=["clipboard-read", "clipboard-write"]) as page:
+        part(page, "copy-markdown").click()
+        expect(part(page, "toast")).to_have_text("Copied as Markdown")
+        lines = page.evaluate("navigator.clipboard.readText()").splitlines()
+    assert lines[0] == f"**{measured.verdict}**"
+    assert lines[2] == "| layer | op | now | best way within 30 dB | then | keeps | per dB |"
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[4:]]
+    assert [row[0].replace("\\", "") for row in rows] == [layer.name for layer in measured.ranked]
+    assert [row[2] for row in rows] == [size(layer.bytes) for layer in measured.ranked]
+
+
+def test_on_a_phone_the_panel_opens_below_its_row(
+    browser: Browser, page_of: Callable[..., Path], measured: Compressibility
+) -> None:
+    name = measured.ranked[2].name
+    with opened(browser, page_of(), viewport=NARROW) as page:
+        expect(part(page, "ways")).to_be_hidden()
+        select(page, name)
+        expect(page.locator("tr.on + tr.inline [data-test=ways]")).to_be_visible()
+        expect(part(page, "detail-name")).to_be_in_viewport()
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert page.evaluate("location.hash") == f"#layer={name}"
+        page.locator("tr.on td.name").click()
+        expect(part(page, "ways")).to_be_hidden()
+        assert page.evaluate("location.hash") == ""
+
+
 def test_it_reads_without_scripts(browser: Browser, page_of: Callable[..., Path], measured: Compressibility) -> None:
     with opened(browser, page_of(), java_script_enabled=False) as page:
-        expect(part(page, "layer")).to_have_count(len(measured.layers))
+        expect(part(page, "layer-row")).to_have_count(len(measured.layers))
         assert part(page, "score").count() == sum(not one.trial.all_layers for one in measured.scores)
         expect(part(page, "plan").first).to_contain_text("%")
-        expect(part(page, "panel")).to_be_hidden()
+        expect(part(page, "ways")).to_be_hidden()
 
 
 def test_a_page_that_is_written_meanwhile_loads_itself_anew(browser: Browser, page_of: Callable[..., Path]) -> None:
@@ -130,12 +176,11 @@ def test_a_page_that_is_written_meanwhile_loads_itself_anew(browser: Browser, pa
     with opened(browser, path) as page:
         expect(part(page, "state")).to_contain_text("1 of")
         expect(part(page, "state")).to_contain_text("about 90 s to go")
-        chosen = part(page, "layer").nth(2).get_attribute("data-layer")
-        assert chosen is not None
+        chosen = part(page, "layer-row").nth(2).locator("td.name a").inner_text()
         select(page, chosen)
         path.write_text(final)
         expect(part(page, "progress")).to_have_attribute("data-state", "interrupted")
-        expect(part(page, "panel-title")).to_have_text(chosen)
+        expect(part(page, "detail-name")).to_have_text(chosen)
         assert page.evaluate("document.querySelector('meta[http-equiv=refresh]')") is None
 
 
@@ -150,7 +195,7 @@ def test_names_do_no_harm(browser: Browser, page_of: Callable[..., Path]) -> Non
     with opened(browser, page_of(rename), viewport=NARROW) as page:
         for name in AWKWARD_NAMES:
             page.evaluate("name => { location.hash = `layer=${encodeURIComponent(name)}`; }", name)
-            expect(part(page, "panel-title")).to_have_text(visible(name))
+            expect(part(page, "detail-name")).to_have_text(visible(name))
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
@@ -164,8 +209,8 @@ def test_any_number_of_layers_fits(browser: Browser, page_of: Callable[..., Path
         document["scores"] = []
 
     with opened(browser, page_of(repeat), viewport=WIDE) as page:
-        expect(part(page, "layer")).to_have_count(count)
-        expect(part(page, "panel-title")).to_have_text("block.0.linear")
+        expect(part(page, "layer-row")).to_have_count(count)
+        expect(part(page, "detail-name")).to_have_text("block.0.linear")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 

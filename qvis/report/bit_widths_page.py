@@ -14,7 +14,7 @@ from qvis.report.frame import render_page
 from qvis.words import count, size
 
 STYLES = ("table", "left_out", "chart", "widths", "narrow", "print")
-SCRIPTS = ("chart", "sorting", "widths", "widths_table", "widths_tools")
+SCRIPTS = ("chart", "sorting", "listing", "widths", "widths_table", "widths_tools")
 LABELLED = 0.02
 """A layer with a smaller share of the weights has no number in the picture of the mix."""
 NAMED = 0.06

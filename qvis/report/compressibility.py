@@ -35,8 +35,8 @@ ROWS = 300
 """Scores on the page and layers in Markdown, the best ones."""
 TOLD = 10
 """Layers in Markdown that are not folded away."""
-STYLES = ("chart", "table", "left_out", "compressibility", "print")
-SCRIPTS = ("chart", "sorting", "compressibility")
+STYLES = ("table", "detail", "left_out", "chart", "compressibility", "narrow", "print")
+SCRIPTS = ("chart", "sorting", "listing", "choosing", "compressibility")
 
 
 def summarize(found: Compressibility) -> Document:
@@ -293,13 +293,12 @@ class CompressibilityReport(DocumentReport):
 def render_html(document: Document) -> str:
     """The page."""
     plain = jsonable(document)
-    curves = {"layers": plain["layers"], "bits": plain["bits"], "keep_db": plain["keep_db"], "methods": METHODS}
     return render_page(
         "compressibility.html.jinja",
         plain,
         styles=STYLES,
         scripts=SCRIPTS,
-        data={"payload": json.dumps(curves, ensure_ascii=False, separators=(",", ":")).encode()},
+        data={"payload": json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode()},
         ranked=sorted(plain["layers"], key=lambda layer: layer["rank"]),
         state=tell_state(plain),
         written=datetime.now(timezone.utc).strftime("%H:%M:%S UTC") if plain["progress"]["state"] == "running" else "",

@@ -16,7 +16,7 @@ from qvis.report.grids_text import ranked_schemes, tell_best, tell_damage, tell_
 from qvis.words import short, size
 
 STYLES = ("table", "detail", "left_out", "chart", "grids", "narrow", "print")
-SCRIPTS = ("chart", "sorting", "grids", "grids_detail", "grids_tools")
+SCRIPTS = ("chart", "sorting", "listing", "choosing", "grids", "grids_detail", "grids_tools")
 COLUMNS = ("sqnr_db", "damage", "confidence", "rank", "beaten_by", "same_as")
 """What the page reads of each grid of a layer."""
 CONFIDENCES = ("measured", "high", "fair", "low")

@@ -34,6 +34,8 @@ SCRIPTS = (
     "distributions",
     "figures",
     "sorting",
+    "listing",
+    "choosing",
     "table",
     "overview",
     "heatmap",

@@ -1,10 +1,3 @@
-// Numbers of which the first bytes of all stand first, then the second ones, and so on.
-function join(bytes) {
-  const count = bytes.byteLength / 4, planes = new Uint8Array(bytes), whole = new Uint8Array(bytes.byteLength);
-  for (let byte = 0; byte < 4; byte++) for (let i = 0; i < count; i++) whole[4 * i + byte] = planes[byte * count + i];
-  return new Float32Array(whole.buffer);
-}
-
 // The objects that Python wrote as columns.
 function rows(found) {
   if (!found?.columns) return found;

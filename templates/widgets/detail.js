@@ -1,8 +1,6 @@
 // The panel of the selected layer: findings in words, figures, tables.
 const detail = (() => {
-  const panel = $(".detail");
-  let selected = -1;
-  if (!panel) return {place() {}, select() {}, toggle() {}, move() {}, close() {}, fromHash: () => -1};
+  if (!$(".detail")) return {place() {}, select() {}, start() {}};
   const FLAG_WORDS = [[1, "outlier"], [2, "starved"], [4, "near dead"], [8, "dead"], [16, "NaN or infinite"]];
   const VERBS = {ok: "Leave it.", watch: "Watch it.", problem: "Fix it.", unusable: "Unusable."};
   const CHANGES = {better: "Better.", worse: "Worse.", same: "About the same.", unchanged: "Unchanged.", rounded: "Rounded already."};
@@ -29,7 +27,7 @@ const detail = (() => {
       : `Shown: with ${layer.norms.map(words.visible).join(" and ")} folded in, which is what gets rounded.`;
     const shape = part.shape.join("×") || "scalar";
     const extra = [data.changes && layer.name_before !== layer.name && `before: ${words.visible(layer.name_before)}`, part.aliases.length && `tied to ${part.aliases.map(words.visible).join(", ")}`, ...part.notes].filter(Boolean);
-    $(".detail-meta").textContent = [`${part.op} ${shape} ${part.dtype}`, words.count(part.weights, "weight"), `${words.count(part.channels, "output channel")} (${part.channels_from})`, `layer ${selected + 1} of ${data.layers.length}`, ...extra].join(", ");
+    $(".detail-meta").textContent = [`${part.op} ${shape} ${part.dtype}`, words.count(part.weights, "weight"), `${words.count(part.channels, "output channel")} (${part.channels_from})`, `layer ${chosen.selected() + 1} of ${data.layers.length}`, ...extra].join(", ");
   }
 
   function row(head, cells) {
@@ -49,7 +47,7 @@ const detail = (() => {
     $("thead", target).replaceChildren(line);
   }
   function tabulate() {
-    const parts = data.parts(selected);
+    const parts = data.parts(chosen.selected());
     const statistics = $("[data-test=statistics]"), rounding = $("[data-test=rounding]");
     header(statistics, [...(data.changes ? [""] : []), "count", "mean", "deviation", "min", "25 %", "50 %", "75 %", "max"]);
     $("tbody", statistics).replaceChildren(...parts.map((part, i) => {
@@ -75,10 +73,10 @@ const detail = (() => {
 
   const channels = $(".channels");
   async function listChannels() {
-    if (!channels.open || selected < 0) return;
+    if (!channels.open || chosen.selected() < 0) return;
     await data.loaded;
-    if (selected < 0) return;
-    const layer = data.layers[selected], sets = data.shown(selected), grid = document.createElement("table");
+    if (chosen.selected() < 0) return;
+    const layer = data.layers[chosen.selected()], sets = data.shown(chosen.selected()), grid = document.createElement("table");
     const names = ["min", "q25", "q50", "mean", "q75", "max", "std", "relative_range"], titles = ["min", "25 %", "50 %", "mean", "75 %", "max", "deviation", "relative range"];
     const head = grid.createTHead().insertRow();
     for (const title of ["channel", ...(data.changes ? [""] : []), ...titles, "note"]) { const cell = element("th", title); cell.scope = "col"; head.append(cell); }
@@ -97,53 +95,19 @@ const detail = (() => {
   channels.addEventListener("toggle", listChannels);
   $$("[name=which]").forEach((input) => input.addEventListener("change", () => {
     data.asStored = $("[name=which][value=stored]").checked;
-    select(selected, {quiet: true});
+    chosen.select(chosen.selected(), {quiet: true});
   }));
 
-  // On a narrow screen the panel opens under its row.
-  function place() {
-    const under = table.row(selected);
-    let holder = $("tr.inline");
-    if (narrow.matches && under && !matchMedia("print").matches) {
-      if (!holder) { holder = element("tr", "", "inline"); holder.append(element("td")); }
-      holder.firstChild.colSpan = table.columns();
-      holder.hidden = under.hidden;
-      if (panel.parentNode !== holder.firstChild) holder.firstChild.append(panel);
-      if (under.nextSibling !== holder) under.after(holder);
-    } else if (panel.parentNode.tagName === "TD") { $("main").append(panel); holder?.remove(); }
-  }
-
-  async function select(index, {scroll = false, quiet = false, instant = false} = {}) {
-    table.mark(selected, index); overview.mark(selected, index);
-    selected = index;
-    panel.hidden = false;
-    place();
-    const layer = data.layers[index];
-    $("#detail-name").textContent = words.visible(layer.name);
-    tell(layer); tabulate(); listChannels(); damage.tell(layer); distributions.tell(index);
-    if (!quiet) history.replaceState(null, "", `#layer=${encodeURIComponent(layer.name)}`);
-    if (scroll) { if (instant) root.classList.add("all"); table.row(index).scrollIntoView({block: instant ? "center" : narrow.matches ? "start" : "nearest"}); }
-    await figures.show(index);
-  }
-  function close() {
-    table.mark(selected, -1); overview.mark(selected, -1);
-    $("tr.inline")?.remove();
-    $("main").append(panel);
-    panel.hidden = true; selected = -1;
-  }
-  narrow.addEventListener("change", () => { if (selected < 0 && !narrow.matches && table.visible().length) select(+table.visible()[0].dataset.i, {quiet: true}); else place(); });
-
-  return {
-    place, select, close,
-    toggle(index) { if (narrow.matches && index === selected) close(); else select(index); },
-    move(by) {
-      const rows = table.visible(), at = rows.indexOf(table.row(selected));
-      const next = rows[Math.max(0, Math.min(rows.length - 1, at + by))];
-      if (next) select(+next.dataset.i, {scroll: true});
+  const chosen = choosing(data.layers, table, {
+    tell(layer, index) {
+      $("#detail-name").textContent = words.visible(layer.name);
+      tell(layer); tabulate(); listChannels(); damage.tell(layer); distributions.tell(index);
     },
-    fromHash() {
-      if (!location.hash.startsWith("#layer=")) return -1;
-      try { const name = decodeURIComponent(location.hash.slice(7)); return data.layers.findIndex((layer) => layer.name === name); } catch { return -1; }
+    draw: (index) => figures.show(index),
+    mark(old, now) {
+      overview.mark(old, now);
+      document.dispatchEvent(new CustomEvent("layer", {detail: now}));
     },
-  };
+  });
+  return chosen;
 })();

@@ -67,13 +67,9 @@ const exclusions = (() => {
   button.addEventListener("click", () => toggle(selected));
   none.addEventListener("click", () => { marked.clear(); show(); tool.focus(); });
   tool.addEventListener("change", show);
-  tool.addEventListener("keydown", (event) => event.stopPropagation());  // letters choose a tool here
   copy.addEventListener("click", () => frame.copy(text.textContent, "Copied"));
   document.addEventListener("layer", (event) => { selected = event.detail; name(); });
-  document.addEventListener("keydown", (event) => {
-    if (event.key !== "x" || event.ctrlKey || event.metaKey || event.altKey || $("dialog").open || event.target.closest("input, select")) return;
-    toggle(selected);
-  });
+  frame.keys.x = () => toggle(selected);
   show();
   return {};
 })();

@@ -1,4 +1,5 @@
-// What every page answers to: its colour theme, downloads, copying, help. Widgets add actions, and what is to be painted anew.
+// What every page answers to: its colour theme, downloads, copying, help. Widgets add actions, keys,
+// and what is to be painted anew.
 const frame = (() => {
   const toast = $(".toast"), painters = [];
   let timer;
@@ -32,6 +33,12 @@ const frame = (() => {
   const escape = (text) => words.visible(String(text)).replace(/[|\\`*_<>[\]~#&]/g, "\\$&").replace(/[\r\n]+/g, " ");
   const markdown = (columns, lines) => [columns.map(([title]) => title), columns.map(([, number]) => number ? "--:" : "---"), ...lines].map((row) => `| ${row.join(" | ")} |`);
 
+  // A sentence, and a table of a line for each layer, the first of them.
+  function copyLayers(sentence, columns, lines, most = 50) {
+    const more = lines.length - most;
+    copy([`**${escape(sentence)}**`, "", ...markdown(columns, lines.slice(0, most)), ...(more > 0 ? ["", `and ${words.count(more, "more layer")}`] : [])].join("\n"));
+  }
+
   const actions = {
     theme() {
       const order = ["auto", "light", "dark"];
@@ -41,6 +48,7 @@ const frame = (() => {
     },
     help() { $("dialog").showModal(); },
   };
+  const keys = {t: actions.theme, "?": actions.help};
 
   function showTheme() {
     const button = $("[data-action=theme]"), theme = root.dataset.theme;
@@ -52,8 +60,8 @@ const frame = (() => {
   document.addEventListener("click", (event) => { const button = event.target.closest("[data-action]"); if (button) actions[button.dataset.action](); });
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || $("dialog").open || event.target.matches("input:not([type=radio], [type=checkbox], [type=range]), select, textarea")) return;
-    const named = {t: "theme", "?": "help"}[event.key];
-    if (named) actions[named]();
+    const answer = keys[event.key];
+    if (answer) { event.preventDefault(); answer(); }
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showTheme);
 
@@ -66,5 +74,5 @@ const frame = (() => {
     setTimeout(() => root.classList.add("all"));
   }
 
-  return {actions, painters, say, save, copy, csv, escape, markdown, showTheme, start};
+  return {actions, keys, painters, say, save, copy, copyLayers, csv, escape, markdown, showTheme, start};
 })();

@@ -2,9 +2,7 @@
 const grids = await (async () => {
   const [{document: report, columns, confidences, tables}, bytes] = await Promise.all([
     unpack("payload").then((response) => response.json()), unpack("numbers").then((response) => response.arrayBuffer())]);
-  const planes = new Uint8Array(bytes), count = planes.length / 4, whole = new Uint8Array(planes.length);
-  for (let byte = 0; byte < 4; byte++) for (let i = 0; i < count; i++) whole[4 * i + byte] = planes[byte * count + i];
-  const numbers = new Float32Array(whole.buffer), {schemes, layers} = report, ran = report.judged_by === "damage";
+  const numbers = join(bytes), {schemes, layers} = report, ran = report.judged_by === "damage";
   const tabled = (scheme) => scheme.kind === "kmeans" ? 2 ** scheme.bits : 0;
 
   // Where the numbers of each layer and of each part of it begin.
@@ -78,39 +76,8 @@ const grids = await (async () => {
   return {report, schemes, layers, ran, results, shown, frontier, db, damageText};
 })();
 
-// Sorting and filtering of the rows that the server made.
 const table = (() => {
-  const body = $(".layers > tbody"), heads = $$(".layers > thead th"), search = $("[data-test=filter]");
-  const all = [...body.rows], byLayer = [];
-  const texts = all.map((row) => row.textContent.toLowerCase());
-  all.forEach((row) => { byLayer[row.dataset.i] = row; });
-
-  function filter() {
-    const text = search.value.trim().toLowerCase();
-    let shown = 0;
-    all.forEach((row, i) => { const show = texts[i].includes(text); row.hidden = !show; shown += show; });
-    $("[data-test=count]").textContent = shown === all.length ? words.count(shown, "layer") : `${shown} of ${all.length}`;
-    $(".empty").hidden = shown > 0;
-    $(".layers > thead").hidden = shown === 0;
-    detail.place();
-  }
-  sorting(body, heads, {down: (_, head) => head.classList.contains("num"), then: () => detail.place()});
-  search.addEventListener("input", filter);
-  body.addEventListener("click", (event) => {
-    const row = event.target.closest("tr");
-    if (!row || row.classList.contains("inline") || event.target.closest(".inline")) return;
-    event.preventDefault();
-    detail.toggle(+row.dataset.i);
-  });
-  return {
-    filter, search,
-    clear() { search.value = ""; filter(); },
-    row: (layer) => byLayer[layer],
-    visible: () => [...body.rows].filter((row) => !row.hidden && !row.classList.contains("inline")),
-    mark(old, now) {
-      byLayer[old]?.classList.remove("on"); byLayer[old]?.removeAttribute("aria-current");
-      byLayer[now]?.classList.add("on"); byLayer[now]?.setAttribute("aria-current", "true");
-    },
-    columns: () => heads.filter((head) => head.offsetWidth).length,
-  };
+  const list = listing({then: () => detail.place()});
+  sorting(list.body, list.heads, {down: (_, head) => head.classList.contains("num"), then: () => detail.place()});
+  return list;
 })();

@@ -1,15 +1,15 @@
 // The panel of the selected layer: answers, its weights with the levels of the grids that are drawn, all its grids.
 const detail = (() => {
-  const panel = $(".detail"), channel = $("[data-test=channel]"), log = $("[data-test=log]"), MOST_DRAWN = 4;
+  const channel = $("[data-test=channel]"), log = $("[data-test=log]"), MOST_DRAWN = 4;
   const COLOURS = ["accent", "problem", "better", "unusable"];
-  let selected = -1, results = [], drawn = [];
+  let results = [], drawn = [];
 
   function tell(layer) {
     $("#detail-name").textContent = words.visible(layer.name);
     const shape = layer.shape.join("×") || "scalar";
     const some = layer.rows < layer.channels && `tried on ${layer.rows.toLocaleString("en")} of ${words.count(layer.channels, "channel")}, evenly spaced by their largest weight`;
     const bad = layer.nonfinite > 0 && `${words.count(layer.nonfinite, "weight")} NaN or infinite, which count for nothing`;
-    $("[data-test=detail-meta]").textContent = [`${layer.op} ${shape} ${layer.dtype}`, `${layer.channels.toLocaleString("en")} channels of ${words.count(layer.elements, "weight")}`, some, bad, `layer ${selected + 1} of ${grids.layers.length}`].filter(Boolean).join(", ");
+    $("[data-test=detail-meta]").textContent = [`${layer.op} ${shape} ${layer.dtype}`, `${layer.channels.toLocaleString("en")} channels of ${words.count(layer.elements, "weight")}`, some, bad, `layer ${chosen.selected() + 1} of ${grids.layers.length}`].filter(Boolean).join(", ");
     const lines = layer.answers.map((answer) => {
       const line = element("p");
       line.append(element("b", answer.question), ` ${answer.short[0].toUpperCase()}${answer.short.slice(1)}: `, words.unbroken(answer.text));
@@ -30,7 +30,7 @@ const detail = (() => {
     channel.value = results.filter((one) => drawn.includes(one.place)).every((one) => one.scheme.granularity === "tensor") ? 0 : last;
   }
   function draw() {
-    const layer = grids.layers[selected], part = grids.shown(selected, +channel.value), {low, high, counts} = part;
+    const layer = grids.layers[chosen.selected()], part = grids.shown(chosen.selected(), +channel.value), {low, high, counts} = part;
     const all = drawn.map((place) => ({place, levels: part.levels(place)}));
     const ends = all.flatMap(({levels}) => levels ? [Math.min(...levels), Math.max(...levels)] : []);
     const [left, right] = [Math.min(low, ...ends), Math.max(high, ...ends)], pad = (right - left || Math.abs(left) || 1) * .02;
@@ -81,55 +81,23 @@ const detail = (() => {
     exact.textContent = without ? `${words.count(without, "grid")} that ${without === 1 ? "makes" : "make"} no error ${without === 1 ? "has" : "have"} no mark.` : "";
   }
   function show() {
-    const layer = grids.layers[selected];
+    const layer = grids.layers[chosen.selected()];
     draw();
     $("#grid-chart").closest("figure").hidden = !results.some((one) => Number.isFinite(one.kept));
     grids.frontier($("#grid-chart"), results, {keep: grids.report.keep_db, drawn, onpick: pick, label: `What each grid keeps of ${words.visible(layer.name)} by the bits that it takes. The table below holds the numbers.`});
     for (const line of $$("[data-test=grids] tbody tr")) $("input", line).checked = drawn.includes(+line.dataset.place);
   }
 
-  // On a narrow screen the panel opens under its row.
-  function place() {
-    const under = table.row(selected);
-    let holder = $("tr.inline");
-    if (narrow.matches && under && !matchMedia("print").matches) {
-      if (!holder) { holder = element("tr", "", "inline"); holder.append(element("td")); }
-      holder.firstChild.colSpan = table.columns();
-      holder.hidden = under.hidden;
-      if (panel.parentNode !== holder.firstChild) holder.firstChild.append(panel);
-      if (under.nextSibling !== holder) under.after(holder);
-    } else if (panel.parentNode.tagName === "TD") { $("main").append(panel); holder?.remove(); }
-  }
-  function select(index, {scroll = false, quiet = false} = {}) {
-    table.mark(selected, index);
-    selected = index;
-    panel.hidden = false;
-    place();
-    const layer = grids.layers[index];
-    results = grids.results(index);
-    const first = results[0], other = results.find((one) => one.scheme.bits === first.scheme.bits && one.scheme.runs_on !== first.scheme.runs_on && one.same === one.place);
-    drawn = [first, other].filter(Boolean).map((one) => one.place);
-    tell(layer); list(layer); tabulate(layer); show();
-    if (!quiet) history.replaceState(null, "", `#layer=${encodeURIComponent(layer.name)}`);
-    if (scroll) table.row(index).scrollIntoView({block: narrow.matches ? "start" : "nearest"});
-  }
-  function close() { table.mark(selected, -1); $("tr.inline")?.remove(); $("main").append(panel); panel.hidden = true; selected = -1; }
-
+  const chosen = choosing(grids.layers, table, {
+    tell(layer, index) {
+      results = grids.results(index);
+      const first = results[0], other = results.find((one) => one.scheme.bits === first.scheme.bits && one.scheme.runs_on !== first.scheme.runs_on && one.same === one.place);
+      drawn = [first, other].filter(Boolean).map((one) => one.place);
+      tell(layer); list(layer); tabulate(layer); show();
+    },
+  });
   channel.addEventListener("change", draw);
   log.addEventListener("change", draw);
-  narrow.addEventListener("change", () => { if (selected < 0 && !narrow.matches && table.visible().length) select(+table.visible()[0].dataset.i, {quiet: true}); else place(); });
-
-  return {
-    place, select, close,
-    toggle(index) { if (narrow.matches && index === selected) close(); else select(index); },
-    move(by) {
-      const rows = table.visible(), at = rows.indexOf(table.row(selected)), next = rows[Math.max(0, Math.min(rows.length - 1, at + by))];
-      if (next) select(+next.dataset.i, {scroll: true});
-    },
-    log() { if (selected >= 0) { log.checked = !log.checked; draw(); } },
-    fromHash() {
-      if (!location.hash.startsWith("#layer=")) return -1;
-      try { const name = decodeURIComponent(location.hash.slice(7)); return grids.layers.findIndex((layer) => layer.name === name); } catch { return -1; }
-    },
-  };
+  frame.keys.l = () => { if (chosen.selected() >= 0) { log.checked = !log.checked; draw(); } };
+  return chosen;
 })();

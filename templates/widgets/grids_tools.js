@@ -1,4 +1,4 @@
-// Downloads, copying, the keyboard, and what is shown first.
+// Downloads and copying, the chart of the whole model, and what is shown first.
 const round = (value) => Number.isFinite(value) ? +value.toPrecision(4) : null;
 function records() {
   return grids.layers.flatMap((layer, index) => grids.results(index).filter((one) => one.same === one.place).map((one) => ({
@@ -23,34 +23,10 @@ Object.assign(frame.actions, {
       ...frame.markdown([["grid"], ["bits a weight", true], ["size", true], ["SQNR dB", true], ...(grids.ran ? [["damage", true]] : []), ["runs on"], ["beaten by"]],
         once.map((one) => [escape(one.label), cell(one.bits_per_weight), words.size(one.bytes), cell(one.sqnr_db), ...(grids.ran ? [one.damage === null ? "n/a" : words.percent(one.damage)] : []), one.runs_on, one.beaten_by ?? "none"]))].join("\n"));
   },
-  clear() { table.clear(); table.search.focus(); },
-  next() { detail.move(1); },
-  previous() { detail.move(-1); },
 });
-document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || $("dialog").open) return;
-  if (event.target === table.search) {
-    if (event.key === "Escape") { frame.actions.clear(); table.search.blur(); }
-    else if (event.key === "Enter" && table.visible().length) { table.search.blur(); detail.select(+table.visible()[0].dataset.i, {scroll: true}); }
-    return;
-  }
-  if (event.target.matches("select")) return;
-  if (event.key === "j") detail.move(1);
-  else if (event.key === "k") detail.move(-1);
-  else if (event.key === "l") detail.log();
-  else if (event.key === "/") { event.preventDefault(); table.search.focus(); }
-  else if (event.key === "Escape") table.clear();
-});
-addEventListener("beforeprint", () => { root.classList.add("all"); detail.place(); });
-addEventListener("afterprint", () => detail.place());
 
 const whole = grids.schemes.map((scheme, place) => ({place, scheme, label: scheme.label, bytes: scheme.bytes, bits: scheme.bits_per_weight ?? NaN, kept: scheme.kept_db ?? NaN,
   by: grids.schemes.findIndex((one) => one.label === scheme.beaten_by), same: scheme.same_as === null ? place : -1}));
 grids.frontier($("#whole-chart"), whole, {keep: grids.report.keep_total_db, label: "What each grid keeps of the model by the bits that it takes. The table holds the numbers."});
 frame.showTheme();
-if (table.search.value) table.filter();
-addEventListener("hashchange", () => { const index = detail.fromHash(); if (index >= 0) detail.select(index, {scroll: true}); });
-const wanted = detail.fromHash();
-if (wanted >= 0) { root.classList.add("all"); detail.select(wanted, {scroll: true}); }
-else if (!narrow.matches) detail.select(0, {quiet: true});
-await frame.start(Promise.resolve());
+await frame.start(detail.start());

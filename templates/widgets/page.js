@@ -19,6 +19,13 @@ async function unpack(id) {
   return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate")));
 }
 
+// Numbers of which the first bytes of all stand first, then the second ones, and so on.
+function join(bytes) {
+  const count = bytes.byteLength / 4, planes = new Uint8Array(bytes), whole = new Uint8Array(bytes.byteLength);
+  for (let byte = 0; byte < 4; byte++) for (let i = 0; i < count; i++) whole[4 * i + byte] = planes[byte * count + i];
+  return new Float32Array(whole.buffer);
+}
+
 const words = {
   percent(share) {
     const value = 100 * share;

@@ -76,10 +76,7 @@ const choice = (() => {
     },
     async png() { const {bits, index} = state, {blob} = await store.ask("png", {index, bits, settings: store.settings()}); frame.save(`${name()}_${figure.bits(bits).replace(" ", "_")}.png`, blob); },
   });
-  document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || $("dialog").open) return;
-    const does = {j: () => gallery.step(-1), k: () => gallery.step(1), "[": () => gallery.step(-1), "]": () => gallery.step(1), "+": frame.actions.in, "=": frame.actions.in, "-": frame.actions.out, 0: frame.actions.fit, e: () => { const other = $("[name=side]:not(:checked)"); other.checked = true; state.side = other.value; view.showError(); }}[event.key];
-    if (does) { event.preventDefault(); does(); }
-  });
+  const less = () => gallery.step(-1), more = () => gallery.step(1), {in: closer, out, fit} = frame.actions;
+  Object.assign(frame.keys, {j: less, k: more, "[": less, "]": more, "+": closer, "=": closer, "-": out, 0: fit, e() { const other = $("[name=side]:not(:checked)"); other.checked = true; state.side = other.value; view.showError(); }});
   return {select, refresh};
 })();

@@ -1,6 +1,6 @@
-// Downloads, copying, and the keyboard.
+// Downloads and copying.
 const tools = (() => {
-  const {actions, escape} = frame;
+  const {escape} = frame;
   const save = (extension, text, type) => frame.save(`${data.report.kind}.${extension}`, text, type);
 
   const FIELDS = ["noise_share", "noise_share_channel", "sqnr_tensor_db", "sqnr_channel_db", "largest_relative_range", "median_levels"];
@@ -34,7 +34,7 @@ const tools = (() => {
     return {...data.report, layers};
   }
 
-  Object.assign(actions, {
+  Object.assign(frame.actions, {
     csv() { save("csv", frame.csv(records()), "text/csv"); },
     async json() { await data.loaded; save("json", JSON.stringify(whole(), null, 1), "application/json"); },
     markdown() {
@@ -43,32 +43,14 @@ const tools = (() => {
       const cell = (value) => value === null ? "n/a" : words.percent(value);
       const ran = data.report.sensitivity;
       const head = ran ? ["damage", "per channel", "of inputs"] : data.changes ? ["noise before", "noise after"] : ["rounding noise"];
-      const lines = all.slice(0, 50).map((layer) => [layer.rank, escape(layer.name), escape(layer.op), layer.severity, ...(ran ? [damages(layer).damage, damages(layer).damage_channel, damages(layer).damage_inputs] : data.series.map((name) => data.of(layer, name).noise_share)).map(cell)]);
-      frame.copy([`**${escape(data.report.verdict.text)}**`, "", ...frame.markdown([["#", true], ["layer"], ["op"], ["severity"], ...head.map((title) => [title, true])], lines),
-        ...(all.length > 50 ? ["", `and ${all.length - 50} more layers`] : [])].join("\n"));
+      const lines = all.map((layer) => [layer.rank, escape(layer.name), escape(layer.op), layer.severity, ...(ran ? [damages(layer).damage, damages(layer).damage_channel, damages(layer).damage_inputs] : data.series.map((name) => data.of(layer, name).noise_share)).map(cell)]);
+      frame.copyLayers(data.report.verdict.text, [["#", true], ["layer"], ["op"], ["severity"], ...head.map((title) => [title, true])], lines);
     },
-    clear() { table.clear(); table.search.focus(); },
-    next() { detail.move(1); },
-    previous() { detail.move(-1); },
   });
 
   frame.painters.push(() => figures.paint());
-  document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || $("dialog").open) return;
-    if (event.target === table.search) {
-      if (event.key === "Escape") { actions.clear(); table.search.blur(); }
-      else if (event.key === "Enter" && table.visible().length) { table.search.blur(); detail.select(+table.visible()[0].dataset.i, {scroll: true}); }
-      return;
-    }
-    if (event.key === "j") actions.next();
-    else if (event.key === "k") actions.previous();
-    else if (event.key === "/" && table.search) { event.preventDefault(); table.search.focus(); }
-    else if (event.key === "p" && table.problems) { table.problems.checked = !table.problems.checked; table.filter(); }
-    else if (event.key === "Escape" && table.search) table.clear();
-  });
-
   let before;                                                          // the theme to return to after printing
-  addEventListener("beforeprint", () => { root.classList.add("all"); before = root.dataset.theme; root.dataset.theme = "light"; detail.place(); figures.paint(); figures.repaint(); });
-  addEventListener("afterprint", () => { root.dataset.theme = before; before = undefined; detail.place(); figures.paint(); });
+  addEventListener("beforeprint", () => { before = root.dataset.theme; root.dataset.theme = "light"; figures.paint(); figures.repaint(); });
+  addEventListener("afterprint", () => { root.dataset.theme = before; before = undefined; figures.paint(); });
   return {printing: () => before !== undefined};
 })();

@@ -1,9 +1,9 @@
 // The layers: their widths in the mix that is shown, and what each width would cost them.
 const table = (() => {
   const {report, layers, grids, columns, isKnown, listeners} = widths, ALL_KEPT = 9999;
-  const body = $(".widths > tbody"), rows = body ? [...body.rows] : [], heads = $$(".widths > thead th");
-  const search = $("[data-test=filter]"), chosen = $$("[data-test=granularity] input");
-  const texts = rows.map((row) => `${row.cells[1].textContent} ${row.cells[2].textContent}`.toLowerCase());
+  const list = listing({read: (row) => `${row.cells[1].textContent} ${row.cells[2].textContent}`}), rows = list.all;
+  const chosen = $$("[data-test=granularity] input");
+  let found = -1;
   const several = report.granularities.length > 1, FIRST = 7;          // the first column of damages
   const place = (bits, granularity) => grids.findIndex((grid) => grid.bits === bits && String(grid.granularity) === granularity);
   // JSON has no infinity: a damage of nothing is what is kept in full
@@ -37,33 +37,24 @@ const table = (() => {
     $("[data-test=columns-for]").textContent = widths.sharing(isNaN(granularity) ? granularity : +granularity);
   }
 
-  sorting(body, heads, {
+  sorting(list.body, list.heads, {
     down: (column) => column >= 3 && column <= 5,                      // sizes with the largest, dB with the least kept
     then() {},
   });
-  function filter() {
-    const wanted = search.value.trim().toLowerCase();
-    let count = 0;
-    rows.forEach((row, i) => { row.hidden = !texts[i].includes(wanted); count += !row.hidden; });
-    $("[data-test=count]").textContent = count === rows.length ? words.count(count, "layer") : `${count} of ${rows.length}`;
-    $("[data-test=empty]").hidden = count > 0;
-    $(".widths > thead").hidden = count === 0;
-  }
 
   // A bar of the picture leads to its layer, in the middle of the window.
   function find(i) {
-    if (rows[i].hidden) { search.value = ""; filter(); }
+    if (list.row(i).hidden) list.clear();
     root.classList.add("all");                                         // rows far down are laid out late
-    rows.forEach((row) => row.classList.toggle("on", row === rows[i]));
-    rows[i].scrollIntoView({block: "center", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth"});
+    list.mark(found, i);
+    found = i;
+    list.row(i).scrollIntoView({block: "center", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth"});
   }
   $(".strip").addEventListener("click", (event) => { const bar = event.target.closest("li"); if (bar) find(+bar.dataset.i); });
 
-  search.addEventListener("input", filter);
   for (const one of chosen) one.addEventListener("change", show);
   listeners.push(show);
   if (chosen.some((one) => one.checked && one.value !== String(report.granularities[0]))) show();  // a browser brings back what was marked
-  if (search.value) filter();
-  Object.assign(frame.actions, {clear() { search.value = ""; filter(); search.focus(); }});
-  return {search, filter, kept, text, visible: () => body ? [...body.rows].filter((row) => !row.hidden).map((row) => +row.dataset.i) : []};
+  if (list.search.value) list.filter();
+  return {kept, text, visible: () => list.visible().map((row) => +row.dataset.i)};
 })();

@@ -1,4 +1,4 @@
-// Copies and downloads of the mix that is shown, texts for tools, and the keyboard.
+// Copies and downloads of the mix that is shown, texts for tools, and keys.
 const {report, layers, grids} = widths;
 
 const records = () => layers.map((layer, i) => {
@@ -16,14 +16,13 @@ Object.assign(frame.actions, {
   widths_json() { frame.save("widths.json", asJson(), "application/json"); },
   copy_json() { frame.copy(asJson(), "Copied as JSON"); },
   markdown() {
-    const mix = widths.mix(), shown = table.visible(), most = 50;
+    const mix = widths.mix(), shown = table.visible();
     const head = widths.isChosen() ? report.verdict.text : `${mix.average_bits.toFixed(2)} bits on average, ${widths.size(mix.bytes + report.sizes.rest_bytes)}: the output keeps ${widths.db(widths.kept(mix))} (${widths.sure(mix)}).`;
-    const lines = shown.slice(0, most).map((i) => {
+    const lines = shown.map((i) => {
       const grid = mix.grids[i];
       return [frame.escape(layers[i].name), frame.escape(layers[i].op), layers[i].weights.toLocaleString("en"), grids[grid].bits, widths.sharing(grids[grid].granularity), layers[i].options.bytes[grid].toLocaleString("en"), table.text(table.kept(i, grid))];
     });
-    frame.copy([`**${frame.escape(head)}**`, "", ...frame.markdown([["layer"], ["op"], ["weights", true], ["bits", true], ["grid"], ["bytes", true], ["keeps, dB", true]], lines),
-      ...(shown.length > most ? ["", `and ${shown.length - most} more layers`] : [])].join("\n"));
+    frame.copyLayers(head, [["layer"], ["op"], ["weights", true], ["bits", true], ["grid"], ["bytes", true], ["keeps, dB", true]], lines);
   },
 });
 
@@ -33,21 +32,11 @@ for (const button of $$("[data-export]")) button.addEventListener("click", () =>
   else frame.save(part.dataset.file, text, "text/plain");
 });
 
-document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || $("dialog").open) return;
-  if (event.target === table.search) {
-    if (event.key === "Escape") { frame.actions.clear(); table.search.blur(); }
-    return;
-  }
-  if (event.key === "/") { event.preventDefault(); table.search.focus(); }
-  else if (event.key === "-") frame.actions.smaller();
-  else if (event.key === "+" || event.key === "=") frame.actions.larger();
-  else if (event.key === "c") frame.actions.chosen();
-  else if (event.key === "Escape" && table.search.value) { table.search.value = ""; table.filter(); }
-});
+const {smaller, larger, chosen} = frame.actions;
+Object.assign(frame.keys, {"-": smaller, "+": larger, "=": larger, c: chosen});
 
 let themed;                                                            // the theme to return to after printing
-addEventListener("beforeprint", () => { root.classList.add("all"); themed = root.dataset.theme; root.dataset.theme = "light"; });
+addEventListener("beforeprint", () => { themed = root.dataset.theme; root.dataset.theme = "light"; });
 addEventListener("afterprint", () => { root.dataset.theme = themed; });
 frame.showTheme();
 await frame.start();
