@@ -90,4 +90,5 @@ def size(bytes: float) -> str:
     for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if value >= limit:
             return f"{value / limit:,.10g} {unit}"
-    return f"{bytes:,.0f} byte{'' if bytes == 1 else 's'}"
+    whole = f"{bytes:,.0f}"
+    return f"{whole} byte{'' if whole == '1' else 's'}"

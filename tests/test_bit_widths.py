@@ -379,3 +379,51 @@ def test_interpolation_knows_its_ends() -> None:
 def test_packed_bytes_are_rounded_up() -> None:
     assert stored_bytes(1, 3, WeightGrid(3, "tensor")) == ceil((9 + 16) / 8)
     assert LayerWidths("a", "Linear", (1, 3), 1, 3, ()).weights == 3
+
+
+class Spare(nn.Module):
+    """Three layers; the second is used only where asked for."""
+
+    def __init__(self, used: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.broken, self.last = nn.Linear(12, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.used = used
+        with torch.no_grad():
+            self.broken.weight[1, 2] = float("nan")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        found: Tensor = self.last(self.broken(x) if self.used else x)
+        return found
+
+
+def test_weights_that_are_no_numbers_stay_in_float_where_they_are_not_used_and_are_named_where_they_are() -> None:
+    found = bit_widths(Spare(used=False), VECTORS, average_bits=4, **QUICK)
+    assert list(found.bits) == ["first", "last"]
+    assert [(one.name, one.reason) for one in found.skipped] == [("broken", "some of its weights are NaN or infinite")]
+    assert found.rest_bytes == 4 * (8 * 8 + 8 + 8 + 3)
+    for selected in (None, "first"):
+        with pytest.raises(BadArgumentError, match="model: weights of broken are NaN or infinite"):
+            bit_widths(Spare(used=True), VECTORS, average_bits=4, selected_layers=selected, **QUICK)
+
+
+def test_one_width_for_all_layers_is_taken_where_it_is_measured_to_keep_more() -> None:
+    class Stairs(nn.Module):
+        """What the second layer does to the output no derivative tells."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.value, self.gate = nn.Linear(12, 6), nn.Linear(12, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.value(x) * (4 * self.gate(x)).round()
+            return found
+
+    found = bit_widths(Stairs(), VECTORS, average_bits=5, **QUICK)
+    fits = [mix.measured_db for mix in found.uniform if mix.average_bits <= 5]
+    assert found.verified.sqnr_db == pytest.approx(max(fits))
+    assert set(found.bits.values()) == {5}
+    # widths that are only there to compare with are not to choose from
+    assert set(bit_widths(Stairs(), VECTORS, average_bits=5, bits=(8, 4), **QUICK).bits.values()) <= {8, 4}

@@ -169,3 +169,31 @@ def test_the_defaults_are_those_of_the_function() -> None:
     assert tuple(read_widths(WIDTHS)) == bit_widths.WIDTHS
     for form in FORMATS:
         assert read_exports([f"{form}=new"]) == [(form, Path("new"))]
+
+
+def test_nothing_is_written_where_one_of_several_exports_cannot_be(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exports = ["--export", "json=a.json", "--export", "onnxruntime=b.py"]
+    assert run("--average-bits", "4", *exports, "-o", "out") == 2
+    assert "cannot be told any of the layers" in capsys.readouterr().err
+    assert not (folder / "a.json").exists()
+    assert not (folder / "out").exists()
+
+
+def test_a_page_that_may_not_be_written_is_said_before_the_model_is_run(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "out").mkdir()
+    (folder / "out" / "bit_widths.html").write_text("mine")
+    # the data is not looked at
+    assert main(["bits", "net.py:make", "--data", "none.npz", "--average-bits", "4", "-o", "out"]) == 2
+    assert "was not written by qvis and is left alone" in capsys.readouterr().err
+    assert main(["bits", "net.py:make", "--data", "none.npz", "--average-bits", "4", "-o", "net.py/out"]) == 2
+    assert "is a file or lies below one" in capsys.readouterr().err
+
+
+def test_limits_that_round_to_nothing_are_said_as_typed() -> None:
+    with pytest.raises(BadArgumentError, match=r"got '0\.5B'"):
+        read_size("0.5B")
+    assert f"{read_damage('100%'):g}" == "0"

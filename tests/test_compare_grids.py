@@ -382,7 +382,7 @@ def test_a_model_whose_weights_are_broken_cannot_be_run(tmp_path: Path) -> None:
     with torch.no_grad():
         model.weight[0, 0] = nan
     with pytest.raises(
-        qvis.BadArgumentError, match="are NaN or infinite, and so it returns no numbers; mend them, or leave"
+        qvis.BadArgumentError, match="are NaN or infinite, and so it returns no numbers; mend them, or judge"
     ):
         compared(model, tmp_path, inputs=np.ones((2, 4), np.float32))
     assert compared(model, tmp_path).layers[0].nonfinite == 1

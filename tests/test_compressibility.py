@@ -559,3 +559,14 @@ def test_where_nothing_can_be_saved_every_format_says_so(tmp_path: Path) -> None
     written = made.write(tmp_path, ("html", "json", "md")).paths
     assert written["html"].read_text().count('<td class="none">none</td>') == 3
     assert written["md"].read_text().count("| none |") == 3
+
+
+def test_layers_that_are_too_small_for_a_product_of_two_are_named() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
+    made = qvis.compressibility(model, np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32), probes=2)
+    assert "rank" not in made.by_name["2"].curves
+    assert made.by_name["2"].refused["rank"] == "it is so small that even rank 1 takes no fewer bytes"
+    assert "rank" in made.by_name["0"].curves
+    list(made.measure())
+    plain(made)

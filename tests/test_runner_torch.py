@@ -1072,3 +1072,33 @@ def test_models_on_a_gpu_stay_there(make: Callable[[], nn.Module]) -> None:
     for name, one in gradients(runner, batch).items():
         np.testing.assert_allclose(one.weight, expected[name], rtol=1e-2, atol=1e-2)
     assert torch.equal(state, torch.cuda.get_rng_state())
+
+
+def test_what_changes_in_steps_only_is_cut_off_where_nothing_else_is_left() -> None:
+    class Steps(nn.Module):
+        """Steps that end the model, behind others that do not."""
+
+        def __init__(self, ends: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 2)
+            self.ends = ends
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            x = x + (x.round() - x).detach()
+            y: Tensor = self.second(x)
+            return y.floor().mul(2) if self.ends else y
+
+    batch = Batch((np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32),))
+    for ends, notes in ((True, ["floor"]), (False, [])):
+        model = Steps(ends)
+        runner = adapters.runner(model, adapters.read(model))
+        [output] = runner.run(batch)
+        exact = Steps(False)(torch.from_numpy(batch.args[0])).detach().numpy()
+        np.testing.assert_allclose(output, exact, rtol=1e-5)
+        assert [f"cut off before {name}" in note for name, note in zip(notes, runner.notes, strict=True)] == [
+            True
+        ] * len(notes)
+        gradients = runner.differentiate(batch, lambda outputs: [np.ones_like(one) for one in outputs])
+        assert all(np.abs(one.weight).max() > 0 for one in gradients)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qvis.words import count, is_are, listed, percent, short, visible
+from qvis.words import count, is_are, listed, percent, short, size, visible
 
 
 @pytest.mark.parametrize(
@@ -122,3 +122,7 @@ def test_characters_that_steer_the_text_around_them_are_written_out(text: str, e
 def test_no_control_character_stays(text: str) -> None:
     assert not re.search("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]", visible(text))
     assert visible(visible(text)) == visible(text)
+
+
+def test_a_byte_is_one_byte_also_where_it_was_rounded() -> None:
+    assert [size(number) for number in (0.4, 1, 1.2, 1.6, 999.6)] == ["0 bytes", "1 byte", "1 byte", "2 bytes", "1 kB"]

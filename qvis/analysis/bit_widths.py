@@ -17,12 +17,12 @@ from qvis.analysis.keeping import Keeper
 from qvis.analysis.mixing import Mixer
 from qvis.analysis.preparing import Opened, cut, open_model, spread_passes
 from qvis.analysis.rounding import checked_bits
-from qvis.analysis.sensitivity import PROBES, SAMPLES, check_whole
+from qvis.analysis.sensitivity import PROBES, SAMPLES, calibrate, check_whole
 from qvis.analysis.study import Change, Study
 from qvis.analysis.widths import FLOAT_BYTES, BitWidths, LayerWidths, Mix, Option, Verified, interpolate, stored_bytes
 from qvis.data import load_batches
 from qvis.errors import BadArgumentError
-from qvis.layers import FloatArray, Skipped
+from qvis.layers import FloatArray, Network, Skipped
 from qvis.noise import CACHE_BYTES, Estimate, Granularity, WeightGrid
 from qvis.running import Track, silently
 from qvis.words import listed_names
@@ -124,16 +124,27 @@ def bit_widths(
         name=name,
         seed=seed,
     )
+    whole = network = opened.ready.network
     if selected_layers is not None:
-        ready = replace(opened.ready, network=adapters.select(opened.ready.network, selected_layers))
-        opened = opened._replace(ready=ready)
+        network = adapters.select(network, selected_layers)
+    opened = opened._replace(ready=replace(opened.ready, network=_without_broken(network)))
     search = Search(opened, widths, granularities, probes=probes, seed=seed, track=track)
-    mixer = search.prepare(goal)
+    mixer = search.prepare(goal, whole)
     chosen = search.choose(mixer, goal)
     keeper = search.keeper(mixer, goal, inputs, labels)
     if keeper is not None:
         chosen = keeper.keep(chosen) if goal.kind != "max_damage_db" else keeper.count(chosen)
     return search.finish(mixer, goal, chosen, keeper)
+
+
+def _without_broken(network: Network) -> Network:
+    """The network with layers left out that no grid can hold; as it is where there are no others."""
+    left_out = [layer.name for layer in network.layers if not np.isfinite(layer.weight).all()]
+    sound = tuple(layer for layer in network.layers if layer.name not in left_out)
+    if not left_out or not sound:
+        return network
+    skipped = [Skipped(name, "some of its weights are NaN or infinite") for name in left_out]
+    return replace(network, layers=sound, skipped=(*network.skipped, *skipped))
 
 
 def _several(given: Any) -> list[Any]:
@@ -213,9 +224,9 @@ class Search:
 
     # -- look ---------------------------------------------------------------------------------------------------------
 
-    def prepare(self, goal: Goal) -> Mixer:
+    def prepare(self, goal: Goal, whole: Network) -> Mixer:
         """Find out what every width costs every layer, and how far predictions are off."""
-        self.study.calibrate(locally=False)
+        calibrate(self.study, whole, locally=False)
         if not self.opened.runner.differentiable:
             self.study.grids = tuple(self._grids(self.granularities))  # each of them has to be tried
         layers = self._tell(self._damages())
@@ -248,7 +259,7 @@ class Search:
         idle = [layer.name for layer in layers if not any(one.damage for one in layer.options)]
         if idle:
             self.notes.append(
-                f"Rounding {listed_names(idle)} does nothing to the output on these inputs; they get the fewest bits."
+                f"Rounding {listed_names(idle)} does nothing to the output on these inputs, as predicted."
             )
         return layers
 
@@ -259,7 +270,7 @@ class Search:
         if goal.kind == "max_damage_db":
             return self._smallest(mixer, goal.value)
         [found] = mixer.measure([self.within(mixer, goal)])
-        narrower = [mix for mix in mixer.uniform if self.fits(goal, mix)]
+        narrower = mixer.alike(partial(self.fits, goal))
         if not narrower or mixer.gain(narrower[-1], found).is_real:
             return found
         # few dB are left, and predictions do not hold: keep nearer to one width for all, and see

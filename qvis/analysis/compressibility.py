@@ -105,7 +105,7 @@ def compressibility(
     study = Study(ready.network, runner, batches, [WeightGrid(width, "channel") for width in widths], track)
     if not study.layers:
         raise BadArgumentError(f"model: none of its {len(ready.network.layers)} layers can be run on other weights")
-    calibrate(study, locally=False)
+    calibrate(study, whole, locally=False)
     return _find(study, ready, whole, spread_passes(batches, probes, seed), source, bits, keep_db, seed)
 
 
@@ -210,6 +210,9 @@ class Ways:
         else:
             kinds["rank"] = LowRank
         self.changes = {name: make(self.stored) for name, make in kinds.items() if name not in self.refused}
+        if "rank" in self.changes and not any(self.changes["rank"].settings):
+            self.refused["rank"] = "it is so small that even rank 1 takes no fewer bytes"
+            del self.changes["rank"]
         self.seen = np.zeros(len(weight), dtype=bool)
         self.table = _is_table(layer, graph)
 

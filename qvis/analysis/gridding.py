@@ -14,10 +14,11 @@ from qvis.analysis.frontier import beaten_by, best_first
 from qvis.analysis.grids import GridComparison, GridResult, LayerGrids, add_up, same_everywhere
 from qvis.analysis.preparing import Opened, Ready, spread_passes
 from qvis.analysis.questions import answer_layer, answer_model
+from qvis.analysis.sensitivity import calibrate
 from qvis.analysis.study import UNSURE, Outcome, Study
 from qvis.analysis.trying import Derivatives, Tried, spread_rows, try_layer
 from qvis.errors import BadArgumentError
-from qvis.layers import FloatArray, Layer
+from qvis.layers import FloatArray, Layer, Network
 from qvis.noise import WeightGrid, combine
 from qvis.quantization.grids import Scheme
 from qvis.running import Gradient, Track
@@ -57,7 +58,7 @@ def find_grids(
     derivatives: dict[str, Derivatives] = {}
     if opened is not None:
         study = Study(network, opened.runner, opened.batches, [WeightGrid(8, "channel")], track)
-        derivatives, outcome = differentiate(study, seed)
+        derivatives, outcome = differentiate(study, opened.ready.network, seed)
         notes += opened.runner.notes
     keep_total = keep_total_db if keep_total_db is not None else 20.0 if study is not None else keep_db
     layers: list[LayerGrids] = []
@@ -125,20 +126,11 @@ def _why(layer: Layer, study: Study) -> str:
 # Running the model
 
 
-def differentiate(study: Study, seed: int) -> tuple[dict[str, Derivatives], Outcome]:
+def differentiate(study: Study, whole: Network, seed: int) -> tuple[dict[str, Derivatives], Outcome]:
     """Make the backward passes, and keep what is needed to judge any rounding."""
     if not study.layers:
         raise BadArgumentError("model: none of its layers can be run on other weights; leave the data out")
-    try:
-        study.calibrate(locally=False)
-    except BadArgumentError as error:
-        broken = [name for name, weight in study.weights.items() if not np.isfinite(weight).all()]
-        if not broken:
-            raise
-        raise BadArgumentError(
-            f"model: weights of {listed_names(broken)} are NaN or infinite, and so it returns no numbers; mend them, or"
-            " leave the data out"
-        ) from error
+    calibrate(study, whole, locally=False)
     if not study.runner.differentiable:
         return {}, Outcome()
     passes = spread_passes(study.batches, PROBES, seed)

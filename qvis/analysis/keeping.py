@@ -108,7 +108,7 @@ class Keeper:
             middle = [np.sqrt(a * b) for a, b in zip(likely, mixer.damages, strict=True)]
             yield "least change of the likelihood of classes", self.within(likely)
             yield "half that, half the output", self.within(middle)
-        narrower = [mix for mix in mixer.uniform if self.fits(mix)]
+        narrower = mixer.alike(self.fits)
         if narrower:
             bits = round(narrower[-1].average_bits)
             held = self.within(mixer.near(bits, NEAR))

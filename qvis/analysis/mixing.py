@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import log
 
@@ -137,6 +137,11 @@ class Mixer:
     def least(self) -> Mix:
         """The mix of least damage, whatever its size."""
         return self.mix(np.array([int(own.argmin()) for own in self.damages]))
+
+    def alike(self, fits: Callable[[Mix], bool]) -> list[Mix]:
+        """One width for all layers where that fits, of the widths to choose from; the narrowest first."""
+        widths = {one.grid.bits for own in self.options for one in own}
+        return [mix for mix in self.uniform if {grid.bits for grid in mix.grids.values()} <= widths and fits(mix)]
 
     def select(self, damages: FloatArray) -> list[FloatArray]:
         """Of other damages (layers, grids) those of the options, in the order of :attr:`damages`."""

@@ -16,7 +16,7 @@ from qvis.analysis.preparing import Ready, open_model, spread_passes
 from qvis.analysis.rounding import checked_bits
 from qvis.analysis.study import Change, Outcome, Study
 from qvis.errors import BadArgumentError
-from qvis.layers import Skipped
+from qvis.layers import Network, Skipped
 from qvis.noise import Estimate, WeightGrid
 from qvis.running import Batch, Runner, Track, silently
 from qvis.words import listed_names
@@ -171,7 +171,7 @@ def study_layers(
     study = Study(network, runner, batches, [WeightGrid(width, one) for width in bits for one in granularities], track)
     if not study.layers:
         raise BadArgumentError(f"model: none of its {len(network.layers)} layers can be run on other weights")
-    calibrate(study)
+    calibrate(study, network)
     outcome = study.differentiate(passes, seed) if runner.differentiable else Outcome()
     if not runner.differentiable:
         measure = "all"  # nothing is predicted that could tell which to measure
@@ -203,12 +203,12 @@ def study_layers(
     )
 
 
-def calibrate(study: Study, *, locally: bool = True) -> None:
-    """Run all samples; where the model returns no numbers because it holds none, say so."""
+def calibrate(study: Study, network: Network, *, locally: bool = True) -> None:
+    """Run all samples; where the model returns no numbers because ``network``, all of it, holds none, say so."""
     try:
         study.calibrate(locally=locally)
     except BadArgumentError as error:
-        broken = [name for name, weight in study.weights.items() if not np.isfinite(weight).all()]
+        broken = [layer.name for layer in network.layers if not np.isfinite(layer.weight).all()]
         if not broken:
             raise
         raise BadArgumentError(

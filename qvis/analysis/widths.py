@@ -18,6 +18,7 @@ from qvis.noise import Granularity, WeightGrid
 from qvis.quantization.grids import SCALE_BITS
 
 if TYPE_CHECKING:
+    from qvis.exporting import Exported
     from qvis.report.bit_widths import WidthsReport
 
 FLOAT_BYTES = 4
@@ -235,16 +236,22 @@ class BitWidths:
         OutputError
             The tool cannot be told any of the layers, the file cannot be written, or somebody else wrote it.
         """
-        from qvis.exporting import export_widths
         from qvis.exporting.files import write_export
+
+        made = self.write_down(format)
+        write_export(path, made.text, format)
+        return made.notes
+
+    def write_down(self, format: str) -> Exported:
+        """What :meth:`export` puts into a file; raises what it raises."""
+        from qvis.exporting import export_widths
 
         if self.network is None:
             raise BadArgumentError("export: the layers of the model are not at hand; call qvis.bit_widths once more")
         made = export_widths(self.network, self.chosen.grids, format)
         if not made.text:
             raise OutputError(f"format: {format!r} cannot be told any of the layers; {'; '.join(made.notes)}")
-        write_export(path, made.text, format)
-        return made.notes
+        return made
 
     def __repr__(self) -> str:
         return f"<bit widths of {self.name}, {self.source}, {self.asked}: {self.verdict}>"

@@ -98,12 +98,17 @@ def bits(
         raise BadArgumentError("--open: needs the page, expected '--report DIR' as well")
     with Work() as work:
         work.say("Loading")
+        from qvis.report.files import check_targets
+
         exports = read_exports(export or [])
+        if out is not None:
+            check_targets(out, "bit_widths", [one.value for one in formats])
         for _, target in exports:
             for option, given in (("MODEL", model), ("--data", data), ("--weights", weights)):
                 if given and target.exists() and Path(given).exists() and target.samefile(given):
                     raise BadArgumentError(f"--export: {str(target)!r} is {option} itself; name another file")
         from qvis.analysis.bit_widths import bit_widths
+        from qvis.exporting.files import write_export
         from qvis.report.bit_widths import WidthsReport
         from qvis.report.bit_widths_text import terminal_lines
         from qvis.words import visible
@@ -121,10 +126,13 @@ def bits(
             track=work.steps,
         )
         work.say("Writing")
-        notes = [(form, note) for form, target in exports for note in found.export(target, form)]
+        made = [(form, target, found.write_down(form)) for form, target in exports]
         report = WidthsReport(found)
         if out is not None:
             report.write(out, [one.value for one in formats])
+        for form, target, text in made:
+            write_export(target, text.text, form)
+        notes = [(form, note) for form, _, text in made for note in text.notes]
     paths = [str(path) for path in (*(target for _, target in exports), *report.paths.values())]
     if as_json:
         print(report.to_json())
@@ -162,9 +170,10 @@ def read_size(typed: str) -> int:
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", typed.strip(), re.ASCII | re.IGNORECASE)
     unit = "" if found is None else found.group(2).lower()
-    if found is None or unit not in ("", "bytes", *UNITS) or not float(found.group(1)):
+    size = 0 if found is None or unit not in ("", "bytes", *UNITS) else int(float(found.group(1)) * UNITS.get(unit, 1))
+    if not size:
         raise BadArgumentError(f"--target-size: got {typed!r}, expected a size such as 500kB, 2.5MB or 1MiB")
-    return int(float(found.group(1)) * UNITS.get(unit, 1))
+    return size
 
 
 def read_damage(typed: str) -> float:
@@ -179,7 +188,7 @@ def read_damage(typed: str) -> float:
         if found.group(2) != "%":
             return value
         if value > 0:
-            return -10 * log10(value / 100)
+            return 10 * log10(100 / value)
     raise BadArgumentError(f"--max-damage: got {typed!r}, expected what the output keeps, as 20dB, or may lose, as 1%")
 
 

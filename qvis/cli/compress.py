@@ -90,6 +90,10 @@ def compress(
         work.say("Loading")
         from qvis.analysis.compressibility import compressibility
         from qvis.report.compressibility import CompressibilityReport
+        from qvis.report.files import check_targets
+
+        if out is not None:
+            check_targets(out, "compressibility", kinds)
 
         found = compressibility(
             open_model(model, weights),

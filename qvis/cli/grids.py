@@ -70,7 +70,10 @@ def grids(
     with Work() as work:
         work.say("Loading")
         from qvis.analysis.schemes import default_schemes
+        from qvis.report.files import check_targets
         from qvis.report.grids import compare_grids
+
+        check_targets(out, "grids", [one.value for one in formats])
 
         report = compare_grids(
             open_model(model, weights),

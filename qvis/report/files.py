@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from qvis.errors import OutputError
@@ -17,6 +17,17 @@ MARKS = {
 }
 """What tells a file that qvis wrote; it stands within the first :data:`MARK_WITHIN` bytes."""
 MARK_WITHIN = 4096
+
+
+def check_targets(out_dir: Path, name: str, formats: Iterable[str]) -> None:
+    """Before long work, raise what would keep its result from being written; nothing is made yet."""
+    there = next(one for one in (out_dir.absolute(), *out_dir.absolute().parents) if os.path.exists(one))
+    if not there.is_dir():
+        raise OutputError(f"out_dir: {str(out_dir)!r} is a file or lies below one, expected a folder")
+    if not os.access(there, os.W_OK):
+        raise OutputError(f"out_dir: {str(out_dir)!r} cannot be written to; choose another folder")
+    for one in formats:
+        refuse_foreign(out_dir / f"{name}.{one}", MARKS[one])
 
 
 def make_folder(folder: Path) -> None:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _SELECTIONS = {"nms", "batched_nms", "nonzero", "masked_select", "unique", "unique_consecutive", "argwhere"}
 """What they return has a size that depends on numbers."""
+_STEPS = {"round", "floor", "ceil", "trunc", "fix", "sign", "sgn"}
+"""PyTorch differentiates these, and the derivative is zero everywhere."""
 
 
 class Call(NamedTuple):
@@ -33,6 +35,7 @@ class Follower:
         self._is_weight = is_weight
         self._alive: dict[int, Tensor] = {}
         self._selected: set[int] = set()
+        self._flat: set[int] = set()
         self.calls: list[Call] = []
         self.selections: list[str] = []
         """The selections by number, in words."""
@@ -64,9 +67,19 @@ class Follower:
             whole = [one for one in dependent if id(one) not in self._selected and not self._is_weight(one)]
             self.border += [one for one in whole if one.is_floating_point()]
             self._selected.update(map(id, made))
-        if any(one.requires_grad and one.is_floating_point() for one in given):
-            self.calls.append(Call(place, name, any(one.requires_grad for one in made)))
+        smooth = [one for one in given if one.is_floating_point() and self.is_smooth(one)]
+        # a weight that is rounded on its way in is no output that could be cut off before
+        if (name.removesuffix("_") in _STEPS and not any(map(self._is_weight, given))) or not smooth:
+            self._flat.update(map(id, made))
+        else:
+            self._flat.difference_update(map(id, made))
+        if smooth:
+            self.calls.append(Call(place, name, any(map(self.is_smooth, made))))
         self._alive.update((id(one), one) for one in made)
+
+    def is_smooth(self, tensor: Tensor) -> bool:
+        """Whether it can be differentiated, and not only in steps, between which nothing changes."""
+        return tensor.requires_grad and id(tensor) not in self._flat
 
     def unselected(self, tensor: Tensor) -> bool:
         """Whether its size does not depend on numbers."""
@@ -137,7 +150,7 @@ def find_cut(follower: Follower, result: Any, size: int) -> Cut:
             f"model: it returns {_describe(result)}; expected a tensor, or tensors in tuples, lists, mappings or "
             "dataclasses; give a module around it that returns those"
         )
-    smooth = [path for path, one in found.items() if one.is_floating_point() and one.requires_grad]
+    smooth = [path for path, one in found.items() if one.is_floating_point() and follower.is_smooth(one)]
     harmless = follower.goes_on and all(found[path].shape[:1] == (size,) for path in smooth)
     if follower.selections and not (smooth and harmless):
         kept = tuple(path for path in smooth if follower.unselected(found[path]))
