@@ -35,7 +35,8 @@ def load_pictures(folder: Path | None) -> Pictures:
             normalized(file[name].astype(np.float32).transpose(0, 3, 1, 2) / 255) for name in ("x_train", "x_test")
         )
         labels = [file[name].astype(np.int64) for name in ("y_train", "y_test")]
-    return Pictures("cifar10", train, labels[0], test, labels[1])
+    mixed = np.random.default_rng(0).permutation(len(test))  # they lie there class by class
+    return Pictures("cifar10", train, labels[0], test[mixed], labels[1][mixed])
 
 
 def digit_pictures() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
