@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from qvis import adapters
+from qvis.analysis.answers import why_no_answers
 from qvis.analysis.coding import FewerBits
 from qvis.analysis.compressing import Compression, Stored
 from qvis.analysis.damage import Damage
@@ -152,11 +153,9 @@ def _find(
     notes = [*runner.notes, *ready.notes]
     if not outcome.passes:
         notes.append("The model cannot be differentiated: nothing is predicted, and only what is measured is known.")
-    labelled = all(one == one for one in accuracy)
-    if not labelled and any(batch.labels is not None for batch in study.batches):
-        notes.append(
-            "The labels are not used: accuracy needs a class for each sample and a first output of (samples, classes)."
-        )
+    if study.batches[0].labels is not None and not all(isfinite(one) for one in accuracy):
+        why = why_no_answers(runner.run(study.batches[0]), study.batches)
+        notes.append(f"Answers were not counted: {why}.")
     found = Compressibility(
         name=whole.name,
         framework=whole.framework,

@@ -39,6 +39,8 @@ UNSURE = 1.5
 """Standard error of the logarithm where most of a damage is due to changes that are too large for a prediction."""
 DRAWS = 16
 """So many draws of the rounding a measurement is the mean of, at least."""
+LEAST = 1e-6
+"""Of the largest noise of some draws: draws with less, such as none where an output is in steps, count as that."""
 STRETCH = 0.08
 """A draw makes the step of a grid larger by up to this share."""
 
@@ -408,7 +410,8 @@ def average(noises: FloatArray, draws: Sequence[Draw]) -> Draws:
     """The mean over draws of the noise for one sample, and its spread; (draws,)."""
     sizes = np.array([draw.batch.size for draw in draws], dtype=np.float64)
     mean = float(noises @ sizes / sizes.sum())
-    spread = float(np.log10(np.maximum(noises, np.finfo(float).tiny)).std(ddof=1) * 10)
+    least = max(float(noises.max(initial=0)) * LEAST, np.finfo(float).tiny)
+    spread = float(np.log10(np.maximum(noises, least)).std(ddof=1) * 10)
     return Draws(mean, spread if mean > 0 else 0.0)
 
 
