@@ -557,7 +557,7 @@ def test_where_nothing_can_be_saved_every_format_says_so(tmp_path: Path) -> None
     assert "less than the 90 dB that are to be left" in made.verdict
     assert all(made.best(layer) is None for layer in made.layers)
     written = made.write(tmp_path, ("html", "json", "md")).paths
-    assert written["html"].read_text().count('<td class="none">none</td>') == 3
+    assert written["html"].read_text().count('<td class="way none">none<') == 3
     assert written["md"].read_text().count("| none |") == 3
 
 
