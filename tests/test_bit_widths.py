@@ -224,6 +224,13 @@ def test_what_cannot_be_reached_is_refused_with_what_can() -> None:
         bit_widths(perceptron(), VECTORS, average_bits=3, bits=(8, 4), **QUICK)
 
 
+@pytest.mark.parametrize("less", [0.01, 0.7, 1.0])
+def test_what_hardly_any_mix_keeps_is_kept(less: float) -> None:
+    widest = bit_widths(perceptron(), VECTORS, average_bits=8, **QUICK).verified.sqnr_db
+    found = bit_widths(perceptron(), VECTORS, max_damage_db=widest - less, **QUICK)
+    assert found.verified.sqnr_db >= widest - less
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -131,8 +131,9 @@ class Mixer:
         return self.mix(choose(damages or self.damages, self.bytes, most))
 
     def within_damage(self, most: float) -> Mix:
-        """The smallest of those that are predicted to do no more damage."""
-        return self.mix(choose(self.bytes, self.damages, self._uncorrect(most)))
+        """The smallest of those that are predicted to do no more damage; where none are, that of the least."""
+        least = sum(float(own.min()) for own in self.damages)
+        return self.mix(choose(self.bytes, self.damages, max(self._uncorrect(most), least)))
 
     def least(self) -> Mix:
         """The mix of least damage, whatever its size."""
