@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qvis.analysis import study as module
-from qvis.analysis.study import Change, Study, rank_correlation
+from qvis.analysis.study import Change, Study, class_probe, rank_correlation
 from qvis.errors import BadArgumentError
 from qvis.layers import Layer, Network
 from qvis.noise import WeightGrid, round_input, round_weight, span
@@ -201,3 +201,14 @@ def test_rounding_errors_of_small_layers_are_kept_until_the_memory_is_used_up(mo
     study.weights = {"big": np.zeros((8, 8)), "small": np.zeros((1, 2)), "middle": np.zeros((2, 2))}
     monkeypatch.setattr(module, "CACHE_BYTES", 4 * 6 * len(GRIDS))
     assert study._kept() == {"small", "middle"}
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_one_score_for_two_classes_is_probed_as_two_scores_are(share: bool) -> None:
+    logits = np.linspace(-3, 3, 7)[:, None]
+    ones = 1 / (1 + np.exp(-logits))
+    found = np.stack([class_probe(ones if share else logits, np.random.default_rng(i)) for i in range(4000)])
+    # the derivative of log p of the class by the logit is 1 - p or -p, by the share 1 / p or -1 / (1 - p)
+    expected = ones * (1 - ones) if not share else 1 / (ones * (1 - ones))
+    np.testing.assert_allclose(np.square(found, dtype=np.float64).mean(axis=0), expected, rtol=0.15)
+    np.testing.assert_allclose(found.mean(axis=0), 0, atol=0.1 * np.sqrt(expected.max()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +17,7 @@ from qvis.analysis.keeping import Keeper
 from qvis.analysis.mixing import Mixer
 from qvis.analysis.preparing import Opened, cut, open_model, spread_passes
 from qvis.analysis.rounding import checked_bits
-from qvis.analysis.sensitivity import PROBES, SAMPLES, calibrate, check_whole
+from qvis.analysis.sensitivity import PROBES, SAMPLES, calibrate, check_whole, several
 from qvis.analysis.study import Change, Study
 from qvis.analysis.widths import FLOAT_BYTES, BitWidths, LayerWidths, Mix, Option, Verified, interpolate, stored_bytes
 from qvis.data import load_batches
@@ -110,7 +110,7 @@ def bit_widths(
     """
     for argument, number, least in (("samples", samples, 1), ("probes", probes, 1), ("seed", seed, 0)):
         check_whole(argument, number, least)
-    widths = tuple(sorted({checked_bits(one) for one in _several(bits)}, reverse=True))
+    widths = tuple(sorted({checked_bits(one) for one in several(bits)}, reverse=True))
     granularities = _checked_granularities(granularity)
     if not widths:
         raise BadArgumentError("bits: got none, expected at least one width such as 8")
@@ -147,12 +147,8 @@ def _without_broken(network: Network) -> Network:
     return replace(network, layers=sound, skipped=(*network.skipped, *skipped))
 
 
-def _several(given: Any) -> list[Any]:
-    return list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
-
-
 def _checked_granularities(given: Any) -> tuple[Granularity, ...]:
-    found = tuple(dict.fromkeys(_several(given)))
+    found = tuple(dict.fromkeys(several(given)))
     for one in found or ("none",):
         if one not in ("tensor", "channel") and (isinstance(one, bool) or not isinstance(one, int) or one < 1):
             raise BadArgumentError(

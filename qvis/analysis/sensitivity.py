@@ -100,8 +100,8 @@ def sensitivity(
     BadArgumentError
         Data that the model cannot take, or an argument out of bounds.
     """
-    widths = tuple(dict.fromkeys(checked_bits(one) for one in _several(bits)))
-    granularities = tuple(dict.fromkeys(_several(granularity)))
+    widths = tuple(dict.fromkeys(checked_bits(one) for one in several(bits)))
+    granularities = tuple(dict.fromkeys(several(granularity)))
     _check(widths, granularities, measure, samples=samples, probes=probes, seed=seed)
     ready, runner, batches, source = open_model(
         model, inputs, example_inputs, labels=labels, loss=loss, samples=samples, fold=fold, name=name, seed=seed
@@ -124,7 +124,7 @@ def sensitivity(
     )
 
 
-def _several(given: Any) -> list[Any]:
+def several(given: Any) -> list[Any]:
     """What was given as one or as several."""
     return list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
 

@@ -392,6 +392,11 @@ def class_probe(scores: FloatArray, generator: np.random.Generator) -> FloatArra
     Fisher information; Martens, arXiv 1412.1193, section 5): samples that could go either way count most.
     """
     scores = scores.astype(np.float64)
+    if scores.shape[1] == 1:  # of two classes, as a share or as a logit
+        share = bool(np.all((scores >= 0) & (scores <= 1)))
+        both = class_probe(np.concatenate([1 - scores if share else np.zeros_like(scores), scores], axis=1), generator)
+        single: FloatArray = both[:, 1:] - both[:, :1] if share else both[:, 1:]
+        return single
     shares = bool(np.all(scores >= 0)) and bool(np.allclose(scores.sum(axis=1), 1, atol=1e-3))
     likely = scores if shares else np.exp(scores - scores.max(axis=1, keepdims=True))
     likely = likely / likely.sum(axis=1, keepdims=True)
