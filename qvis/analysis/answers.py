@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,9 +56,9 @@ def why_no_answers(outputs: Sequence[FloatArray], batches: Sequence[Batch]) -> s
     """Why the labels cannot be compared with the outputs; empty where they can."""
     if batches[0].labels is None:
         return "no labels"
-    scores, labels = outputs[0], np.asarray(batches[0].labels) if _is_array(batches[0].labels) else None
-    if labels is None:
-        return "the labels are no array"
+    if isinstance(batches[0].labels, Mapping):
+        return "the labels are several arrays"
+    scores, labels = outputs[0], _as_array(batches[0].labels)
     if scores.ndim != 2:
         return f"the first output has shape {scores.shape}, not (samples, classes)"
     several = labels.ndim == 2 and labels.shape == scores.shape and scores.shape[1] > 1
@@ -74,14 +74,15 @@ def why_no_answers(outputs: Sequence[FloatArray], batches: Sequence[Batch]) -> s
 
 def labels_of(batch: Batch) -> NDArray[np.int64]:
     """The class of each sample; of labels with a number for each class, the largest."""
-    labels = np.asarray(batch.labels)
+    labels = _as_array(batch.labels)
     if labels.ndim == 2 and labels.shape[1] > 1:
         labels = labels.argmax(axis=1)
     return labels.reshape(-1).astype(np.int64)
 
 
-def _is_array(labels: Any) -> bool:
-    return hasattr(labels, "__array__") or isinstance(labels, (list, tuple))
+def _as_array(labels: Any) -> NDArray[Any]:
+    """Labels as NumPy has them, from another device too."""
+    return np.asarray(labels.detach().cpu() if hasattr(labels, "detach") else labels)
 
 
 def right_answers(scores: FloatArray, labels: NDArray[np.int64]) -> NDArray[np.bool_]:

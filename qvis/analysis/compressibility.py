@@ -20,7 +20,7 @@ from qvis.analysis.preparing import Ready, open_model, spread_passes
 from qvis.analysis.problems import find_flags
 from qvis.analysis.pruning import SmallestWeights, TwoOfFour, WholeChannels
 from qvis.analysis.rounding import checked_bits, rounding_noise
-from qvis.analysis.sensitivity import PROBES, SAMPLES, calibrate
+from qvis.analysis.sensitivity import PROBES, SAMPLES, calibrate, check_whole
 from qvis.analysis.sizes import Compressibility, Curve, LayerSizes, Point, plan_trials
 from qvis.analysis.statistics import channel_statistics
 from qvis.analysis.study import UNSURE, Outcome, Study
@@ -115,9 +115,7 @@ def _check(bits: int, keep_db: float, **least: int) -> None:
     if isinstance(keep_db, bool) or not isinstance(keep_db, (int, float)) or not isfinite(keep_db):
         raise BadArgumentError(f"keep_db: got {keep_db!r}, expected a finite number such as {KEEP_DB:g}")
     for name, number in least.items():
-        smallest = 0 if name == "seed" else 1
-        if isinstance(number, bool) or not isinstance(number, int) or number < smallest:
-            raise BadArgumentError(f"{name}: got {number!r}, expected a whole number of {smallest} or more")
+        check_whole(name, number, 0 if name == "seed" else 1)
 
 
 def _find(
