@@ -68,6 +68,9 @@ class Adapter(Protocol):
     # def multipliable(model, network: Network) -> Collection[str]
     #     The layers of ``Rewriting.multiplies`` that rewrite takes; all of them without it.
     #
+    # def load(model: Path) -> object
+    #     The model that a file holds, to be run; raises NotRunnableError.
+    #
     # def save(model, path: Path, example: Batch | None) -> None
     #     Writes the model to a new file, whose suffix says in which format; raises OutputError.
 
@@ -161,6 +164,26 @@ def runner(model: object, network: Network, loss: object = None) -> Runner:
     if make is None:
         raise NotRunnableError(f"model: {_describe(model)} can be read, but not run; give the model itself")
     return cast(Runner, make(model, network, loss))
+
+
+def load(model: object) -> object:
+    """The model that a file holds, as an object of its framework; an object is returned as it is.
+
+    A ``.pt2`` file is loaded with ``torch.export.load`` and a file of Keras with Keras: unlike for reading, it must be
+    one that you trust.
+
+    Raises
+    ------
+    NotRunnableError
+        The file holds no model that could be run, or its framework cannot load it.
+    """
+    adapter, model = _adapter(model)
+    if not isinstance(model, Path):
+        return model
+    open_file = getattr(adapter, "load", None)
+    if open_file is None:
+        raise NotRunnableError(f"model: {_describe(model)} can be read, but not run; give the model itself")
+    return open_file(model)
 
 
 def rewrite(model: object, network: Network, rewriting: Rewriting, *, inplace: bool = False) -> Rewritten:

@@ -111,6 +111,17 @@ def runner(model: Path, network: Network, loss: object = None) -> Runner:
     return runner_of(_load(model, lambda reason: NotRunnableError(f"model: {reason}")), network, loss)
 
 
+def load(model: Path) -> Any:
+    """The model in a file, loaded by Keras.
+
+    Raises
+    ------
+    NotRunnableError
+        Keras cannot load it.
+    """
+    return _load(model, lambda reason: NotRunnableError(f"model: {reason}"))
+
+
 def rewrite(model: Path, network: Network, rewriting: Rewriting, inplace: bool = False) -> Rewritten:
     """Write new numbers into the model in a file, which Keras loads in its safe mode; the file stays as it is.
 

@@ -95,6 +95,13 @@ def affines(model: Any) -> dict[str, tuple[FloatArray | None, FloatArray | None]
     return affines_of(model)
 
 
+def load(model: Path) -> Any:
+    """The model in a file, as a ModelProto with all its numbers."""
+    from qvis.adapters.onnx.protos import load_proto
+
+    return load_proto(model)
+
+
 def save(model: Any, path: Path, example: Batch | None = None) -> None:  # noqa: ARG001
     """Write a model to an ``.onnx`` file; see :func:`qvis.adapters.onnx.protos.save_proto`."""
     from qvis.adapters.onnx.protos import save_proto

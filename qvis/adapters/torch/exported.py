@@ -192,6 +192,11 @@ def opened(model: Path) -> ExportedProgram:
         ) from error
 
 
+def load(model: Path) -> ExportedProgram:
+    """The program in a file; see :func:`opened`."""
+    return opened(model)
+
+
 def runner(model: Path | ExportedProgram | fx.GraphModule, network: Network, loss: Any = None) -> Runner:
     """Make a program ready to be run on other weights; see :func:`qvis.adapters.runner`."""
     from qvis.adapters.torch.running import TorchRunner

@@ -1,0 +1,1 @@
+"""Those who quantize: each module hands a model to one existing quantizer; see :class:`qvis.quantization.methods.Backend`."""
