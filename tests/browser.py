@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from math import floor, isinf, isnan, log10
 from pathlib import Path
@@ -57,6 +57,47 @@ def launch(playwright: Any) -> Browser:
     return browser
 
 
+class Chromium:
+    """A browser that takes the place of one that has stalled; it opens windows as Playwright's own does."""
+
+    def __init__(self, playwright: Any, slowness: float = 1) -> None:
+        self._playwright = playwright
+        self.slowness = slowness
+        self._all = [launch(playwright)]
+
+    def new_context(self, **options: Any) -> Any:
+        """A window of its own."""
+        return self._all[-1].new_context(**options)
+
+    def renew(self) -> None:
+        """Open all that comes in a new process; what is open stays, to be closed in its turn."""
+        self._all.append(launch(self._playwright))
+
+    def close(self) -> None:
+        """End all processes."""
+        for browser in self._all:
+            browser.close()
+
+
+class StalledError(Exception):
+    """Chromium no longer draws a page whose scripts still run: nothing that waits for a frame will ever go on.
+
+    Seen once in some thousand tests, on a busy machine, and then of every later test on that page. It says nothing of
+    the page, so that the test is run again, in a new browser.
+    """
+
+
+FRAME = f"""() => Promise.race([
+    new Promise((done) => requestAnimationFrame(() => done(true))),
+    new Promise((done) => setTimeout(() => done(false), {PATIENCE // 4})),
+])"""
+
+
+def is_stalled(page: Page) -> bool:
+    """Whether no frame of a page comes, though its clock goes on."""
+    return not page.is_closed() and not page.evaluate(FRAME)
+
+
 class Watch:
     """Everything a page did that it should not do; filled while the page is open."""
 
@@ -101,11 +142,24 @@ def opened(
         page.goto(link(path, layer))
         if options.get("java_script_enabled", True):
             wait_until_ready(page)
-        yield page
+        with telling_stalls(browser, [page]):
+            yield page
         assert page.watch.messages == []
         assert page.watch.foreign_requests == []
     finally:
         context.close()
+
+
+@contextmanager
+def telling_stalls(browser: Any, pages: Collection[Page]) -> Iterator[None]:
+    """Turn what fails because Chromium no longer draws one of the pages into a :class:`StalledError`."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, StalledError) or any(is_stalled(page) for page in pages):
+            browser.renew()
+            raise StalledError("a page is no longer drawn") from error
+        raise
 
 
 def link(path: Path, layer: str | None = None) -> str:
@@ -126,16 +180,24 @@ def settle(page: Page) -> None:
 
     Two frames, since sizes are told at the end of one; then longer than Bokeh puts off drawing, and the frame it draws.
     """
-    page.evaluate(
-        """async () => {
+    frames_came = page.evaluate(
+        """(patience) => {
             const frame = () => new Promise(requestAnimationFrame);
-            await frame();
-            await frame();
-            await new Promise((done) => setTimeout(done, 20));
-            await frame();
-            await frame();
-        }"""
+            const sleep = (time) => new Promise((done) => setTimeout(done, time));
+            const settled = async () => {
+                await frame();
+                await frame();
+                await sleep(20);
+                await frame();
+                await frame();
+                return true;
+            };
+            return Promise.race([settled(), sleep(patience).then(() => false)]);
+        }""",
+        PATIENCE,
     )
+    if not frames_came:
+        raise StalledError(f"no frame came within {PATIENCE / 1000:.0f} s")
 
 
 def resize(page: Page, width: int, height: int) -> None:

@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, settings
 pytest.register_assert_rewrite("tests.browser")
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
     from qvis.report import Report
+    from tests.browser import Chromium
 
 
 # The same examples each time, however long they take; --hypothesis-profile=default looks for others.
@@ -45,21 +46,20 @@ def pytest_runtest_setup() -> None:
 
 
 @pytest.fixture(scope="session")
-def browser(pytestconfig: pytest.Config) -> Iterator[Browser]:
+def browser(pytestconfig: pytest.Config) -> Iterator[Chromium]:
     """One Chromium for all tests."""
     from playwright.sync_api import Error, expect, sync_playwright
 
-    from tests.browser import PATIENCE, launch
+    from tests.browser import PATIENCE, Chromium
 
     expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         try:
-            browser, reason = launch(playwright), ""
+            browser, reason = Chromium(playwright, pytestconfig.getoption("--slow-browser")), ""
         except Error as error:
             browser, reason = None, str(error).strip().splitlines()[0]
         if browser is None:
             pytest.fail(f"no Chromium for the tests: install it or set CHROMIUM to its path ({reason})", pytrace=False)
-        browser.slowness = pytestconfig.getoption("--slow-browser")
         yield browser
         browser.close()
 
@@ -72,29 +72,66 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Report]:
     return cache(lambda name: make_report(name, tmp_path_factory.mktemp("report")))
 
 
-@pytest.fixture(scope="session")
-def shared_page(browser: Browser, report: Callable[[str], Report]) -> Iterator[Callable[[str], Page]]:
-    """Opens each report once, for the tests that can take turns."""
-    from tests.browser import opened
+SHARED = pytest.StashKey["SharedPages"]()
 
+
+class SharedPages:
+    """Opens each report once, for the tests that can take turns."""
+
+    def __init__(self, browser: Chromium, report: Callable[[str], Report], stack: ExitStack) -> None:
+        self.browser, self.report, self.stack = browser, report, stack
+        self.open: dict[str, Page] = {}
+        self.visited: dict[str, Page] = {}
+        """Those that the current test uses."""
+
+    def __call__(self, name: str) -> Page:
+        from tests.browser import opened
+
+        if name not in self.open:
+            self.open[name] = self.stack.enter_context(opened(self.browser, self.report(name).path))
+        self.visited[name] = self.open[name]
+        return self.open[name]
+
+
+@pytest.fixture(scope="session")
+def shared_page(
+    pytestconfig: pytest.Config, browser: Chromium, report: Callable[[str], Report]
+) -> Iterator[SharedPages]:
+    """Opens each report once, for the tests that can take turns."""
     with ExitStack() as stack:
-        yield cache(lambda name: stack.enter_context(opened(browser, report(name).path)))
+        pytestconfig.stash[SHARED] = SharedPages(browser, report, stack)
+        yield pytestconfig.stash[SHARED]
 
 
 @pytest.fixture
-def visit(shared_page: Callable[[str], Page]) -> Iterator[Callable[..., Page]]:
+def visit(shared_page: SharedPages) -> Iterator[Callable[..., Page]]:
     """Shows a layer of a report, the worst by default; the page must stay silent during the test."""
     from tests.browser import show
 
-    visited = []
+    shared_page.visited.clear()
 
     def open_at(name: str, layer: str | None = None) -> Page:
         page = shared_page(name)
-        visited.append(page)
         show(page, layer)
         return page
 
     yield open_at
-    for page in visited:
+    for page in shared_page.visited.values():
         assert page.watch.messages == []
         assert page.watch.foreign_requests == []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Where a shared page is no longer drawn, say so, and let the next test open it anew."""
+    if "visit" not in getattr(item, "fixturenames", ()):
+        return (yield)
+    from tests.browser import StalledError, telling_stalls
+
+    pages = item.config.stash[SHARED]
+    try:
+        with telling_stalls(pages.browser, pages.visited.values()):
+            return (yield)
+    except StalledError:
+        pages.open.clear()
+        raise
