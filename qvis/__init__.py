@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from qvis.excluding import exclusions
     from qvis.images.report import visualize_image_quantization
     from qvis.layers import Thresholds
+    from qvis.quantization.quantize import quantize
+    from qvis.quantization.result import QuantizedModel
     from qvis.report import (
         Report,
         visualize_changes_after_optimization,
@@ -50,9 +52,11 @@ _HOMES = {
     "compressibility": "qvis.analysis.compressibility",
     "equalize": "qvis.equalization.equalize",
     "exclusions": "qvis.excluding",
+    "quantize": "qvis.quantization.quantize",
     "sensitivity": "qvis.analysis.sensitivity",
     "BadArgumentError": "qvis.errors",
     "OutputError": "qvis.errors",
+    "QuantizedModel": "qvis.quantization.result",
     "QvisError": "qvis.errors",
     "Report": "qvis.report",
     "Sensitivity": "qvis.analysis.damage",
@@ -72,6 +76,7 @@ __all__ = [
     "Equalization",
     "NotRunnableError",
     "OutputError",
+    "QuantizedModel",
     "QvisError",
     "Report",
     "Sensitivity",
@@ -85,6 +90,7 @@ __all__ = [
     "compressibility",
     "equalize",
     "exclusions",
+    "quantize",
     "sensitivity",
     "visualize_changes_after_optimization",
     "visualize_image_quantization",

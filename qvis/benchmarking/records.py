@@ -83,7 +83,7 @@ class LayerError:
     """Of the layer in the file."""
     op: str
     sqnr_db: float
-    """Power of the baseline's output of this layer relative to the difference; everything before it is quantized too."""
+    """Power of the baseline's output of this layer relative to the difference. All before it is quantized too."""
     channels: FloatArray = field(repr=False)
     """The same for each channel, (channels,)."""
 

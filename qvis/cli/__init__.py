@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from qvis.cli import bits, check, compare, compress, demo, equalize, grids, image, report, sensitivity
+from qvis.cli import bits, check, compare, compress, demo, equalize, grids, image, quantize, report, sensitivity
 from qvis.version import __version__
 
 INTERRUPTED = 130
@@ -64,6 +64,7 @@ for name, command, examples in (
     ("bits", bits.bits, bits.EXAMPLES),
     ("grids", grids.grids, grids.EXAMPLES),
     ("compare", compare.compare, compare.EXAMPLES),
+    ("quantize", quantize.quantize, quantize.EXAMPLES),
     ("check", check.check, check.EXAMPLES),
     ("image", image.image, image.EXAMPLES),
     ("demo", demo.demo, demo.EXAMPLES),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from qvis.layers import Layer
+    from qvis.quantization.methods import TrainingStep
 
 AFTER_SECONDS = 0.5
 """Shorter work shows nothing."""
@@ -75,6 +76,25 @@ class Work:
         for item in items:
             yield item
             self._bar.advance(task)
+
+    def train(self, step: TrainingStep, /) -> None:
+        """Show how far training has come; for the argument ``watch`` of :func:`qvis.quantize`.
+
+        The end of each epoch is printed as well, for logs too, since what training came to is a result.
+        """
+        right = "" if step.accuracy is None else f", {100 * step.accuracy:.1f} % right"
+        what = f"Epoch {step.epoch} of {step.epochs}: loss {step.loss:.4f}{right}"
+        if step.step == step.steps:
+            # above the bar, which may be drawn
+            console = None if self._bar is None else self._bar.console
+            print(what, file=sys.stderr) if console is None else console.print(what, markup=False, highlight=False)
+        if self._bar is None:
+            return
+        done = (step.epoch - 1) * step.steps + step.step
+        if not self._bar.tasks or self._bar.tasks[0].total != step.epochs * step.steps:
+            self._clear(self._bar)
+            self._bar.add_task(what, total=step.epochs * step.steps)
+        self._bar.update(self._bar.task_ids[0], description=what, completed=done)
 
     @staticmethod
     def _clear(bar: Progress) -> None:

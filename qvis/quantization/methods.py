@@ -127,8 +127,8 @@ class Training:
     batch_size: int = 32
     seed: int = 0
     loss: Any = None
-    """``cross_entropy``, ``mse``, or a function of the framework; None: cross entropy for labels that are whole numbers,
-    else the mean squared error."""
+    """``cross_entropy``, ``mse``, or a function of the framework; None: cross entropy for labels that are whole
+    numbers, else the mean squared error."""
     watch: Watch = unwatched
 
 

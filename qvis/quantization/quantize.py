@@ -1,10 +1,11 @@
-"""Quantizes a model for real: checks what was asked for, has a backend do it, and opens the file to see what is in it."""
+"""Quantizes a model for real: checks what is asked for, has a backend do it, and looks at what the file then holds."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,23 +17,14 @@ from typing import Any, cast
 
 from qvis import adapters
 from qvis.data import load_batches, split
+from qvis.data.arrays import arrays, finite_samples
 from qvis.data.examples import example_batch
 from qvis.equalization.result import Equalization
 from qvis.errors import BadArgumentError, OutputError, QvisError, UnsupportedModelError
-from qvis.layers import Network
 from qvis.quantization.engines import framework_of, inspect
-from qvis.quantization.methods import (
-    FLOAT,
-    NAMES,
-    Backend,
-    Cell,
-    Job,
-    Training,
-    Watch,
-    find_cell,
-    unwatched,
-)
+from qvis.quantization.methods import CELLS, Backend, Cell, Job, Training, Watch, find_cell, unwatched
 from qvis.quantization.result import FLOAT_BYTES, QuantizedModel
+from qvis.quantization.widths import Widths, choose_widths
 from qvis.running import Batch, Track, silently
 
 SAMPLES = 256
@@ -48,7 +40,7 @@ def quantize(
     calibration_data: object = None,
     train_data: object = None,
     example_inputs: object = None,
-    bits: int | str | PathLike[str] | Mapping[str, int] | None = None,
+    bits: Widths | None = None,
     granularity: str | None = None,
     exclude: str | Iterable[str] = (),
     equalize: bool = False,
@@ -83,6 +75,7 @@ def quantize(
         training data without.
     train_data
         What ``quantization_aware`` trains on, likewise; with labels, or without: then the float model is the teacher.
+        Of a tuple of arrays the last one is the labels, as in ``(x, y)``.
     example_inputs
         What the model can be called with, where there are no data: a shape, an array, or a nest of them.
     bits
@@ -124,39 +117,52 @@ def quantize(
     All of these come before anything is written.
     """
     target = _check_output(output, model)
-    framework, loaded = _open(model)
+    loaded, framework = _open(model)
     cell = find_cell(framework, method, target.suffix.lower())
     _require(cell)
-    settings = _check_numbers(epochs, learning_rate, batch_size)
-    granularity = _check_granularity(granularity, cell)
-    _check_data(cell, calibration_data, train_data, equalize)
+    _check_needs(cell, calibration_data, train_data)
+    _check_numbers(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size)
+    if granularity is not None and granularity not in cell.granularities:
+        known = " or ".join(map(repr, cell.granularities))
+        raise BadArgumentError(f"granularity: got {granularity!r}, and {method} to {cell.suffix} has {known}")
+    network = adapters.read(loaded, name=name or _name(model))
+    widths = choose_widths(network, cell, bits, exclude)
     notes: list[str] = []
     calibration = _load(calibration_data, "calibration_data", samples, batch_size, notes)
-    trained_on = _load(train_data, "train_data", train_samples, batch_size, notes)
-    example = _example(calibration, trained_on, example_inputs)
-    network = adapters.read(loaded, name=name or _name(model))
-    widths = _widths(network, bits, exclude, cell)
-    training = Training(trained_on, seed=seed, loss=loss, watch=watch, **settings) if trained_on else None
-
-    job = Job(loaded, network, cell, widths, granularity, calibration, training, example, track, notes)
+    training = None
+    if cell.needs == "training":
+        labelled = True if isinstance(train_data, tuple) else None
+        taught = _load(train_data, "train_data", train_samples, batch_size, notes, labelled)
+        _check_labels(taught)
+        training = Training(taught, epochs, learning_rate, batch_size, seed, loss, watch)
+    example = _example(calibration or (training.batches if training else ()), example_inputs)
+    job = Job(
+        model=loaded,
+        network=network,
+        cell=cell,
+        bits=widths,
+        granularity=granularity or cell.granularities[0],
+        calibration=calibration,
+        training=training,
+        example=example,
+        track=track,
+        notes=notes,
+    )
     backend = cast(Backend, import_module(f"qvis.quantization.backends.{cell.backend}"))
     backend.check(job)
-    equalized = _equalize(job, min(width for width in widths.values()), batch_size) if equalize else None
-    if equalized is not None:
-        new = adapters.read(equalized.model, name=network.name)
-        names = {layer.name for layer in new.layers}
-        job = replace(job, model=equalized.model, network=new, bits={n: b for n, b in widths.items() if n in names})
-        backend.check(job)
-    with _replacing(target) as new_file:
-        history = backend.convert(job, new_file)
-        contents = inspect(new_file)
+    equalized = _equalize(job, seed) if equalize else None
+    if equalized is not None and equalized.accepted:
+        job = replace(job, model=equalized.model, network=adapters.read(equalized.model, name=network.name))
+    with _replacing(target) as file, _explaining(job):
+        history = backend.convert(job, file)
+        contents = inspect(file)
     return QuantizedModel(
         path=target,
         name=network.name,
         framework=network.framework,
         method=method,
-        bits=dict(widths),
-        granularity=granularity,
+        bits=widths,
+        granularity=job.granularity,
         contents=contents,
         float_bytes=FLOAT_BYTES * network.parameters,
         samples=sum(batch.size for batch in calibration),
@@ -164,3 +170,168 @@ def quantize(
         equalization=equalized,
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What was asked for
+
+
+def _check_output(output: str | PathLike[str], model: object) -> Path:
+    """The file to write to, if it can be written."""
+    target = Path(output)
+    if target.is_dir() or not target.parent.is_dir():
+        what = "is a folder" if target.is_dir() else "lies in a folder that does not exist"
+        raise OutputError(f"output: {str(target)!r} {what}; give the name of a file in a folder that exists")
+    if isinstance(model, (str, PathLike)) and target.exists() and Path(model).exists() and target.samefile(model):
+        raise OutputError(f"output: {str(target)!r} is the model itself, which stays as it is; name another file")
+    if not os.access(target.parent, os.W_OK):
+        raise OutputError(f"output: {str(target.parent)!r} cannot be written to; choose another folder")
+    return target
+
+
+def _open(model: object) -> tuple[Any, str]:
+    """The model as an object, and its framework."""
+    loaded = adapters.load(model)
+    framework = framework_of(loaded)
+    if not framework:
+        raise UnsupportedModelError(
+            f"model: an object of type {type(loaded).__name__} cannot be quantized; give a model of PyTorch, Keras or "
+            "ONNX"
+        )
+    return loaded, framework
+
+
+def _name(model: object) -> str | None:
+    """What a file is called; None leaves it to the adapter."""
+    return Path(model).name if isinstance(model, (str, PathLike)) else None
+
+
+def _require(cell: Cell) -> None:
+    missing = [package for package in cell.packages if find_spec(package) is None]
+    if missing:
+        extra = "tensorflow" if cell.framework == "keras" else "quantize"
+        raise QvisError(
+            f"method: {cell.method} to {cell.suffix} needs {' and '.join(missing)}; "
+            f'install what is missing with: pip install "qvis[{extra}]"'
+        )
+
+
+def _check_needs(cell: Cell, calibration_data: object, train_data: object) -> None:
+    """Whether the data are there that the method cannot do without, and none that it has no use for."""
+    if cell.needs == "calibration" and calibration_data is None:
+        raise BadArgumentError(
+            f"calibration_data: {cell.method} finds the ranges of activations on data, and got none; give some hundred "
+            f"typical samples, or choose a method without: {', '.join(_without_data(cell))}"
+        )
+    if cell.needs == "training" and train_data is None:
+        raise BadArgumentError(
+            f"train_data: {cell.method} trains, and got none; give the data that the model was trained on, or choose "
+            "post_training"
+        )
+    if cell.needs != "training" and train_data is not None:
+        raise BadArgumentError(
+            f"train_data: {cell.method} trains nothing; leave it out, give it as calibration_data, or choose "
+            "quantization_aware"
+        )
+
+
+def _without_data(cell: Cell) -> list[str]:
+    return list(dict.fromkeys(one.method for one in CELLS if one.framework == cell.framework and not one.needs))
+
+
+def _check_numbers(*, epochs: int, learning_rate: float, batch_size: int) -> None:
+    for argument, number, least in (("epochs", epochs, 0), ("batch_size", batch_size, 1)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise BadArgumentError(f"{argument}: got {number!r}, expected a whole number of {least} or more")
+    if isinstance(learning_rate, bool) or not isinstance(learning_rate, (int, float)):
+        raise BadArgumentError(f"learning_rate: got {learning_rate!r}, expected a number such as 1e-4")
+    if not (isfinite(learning_rate) and learning_rate > 0):
+        raise BadArgumentError(f"learning_rate: got {learning_rate!r}, expected a number above 0 such as 1e-4")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data
+
+
+def _load(
+    data: object, argument: str, samples: int, batch_size: int, notes: list[str], labelled: bool | None = None
+) -> list[Batch]:
+    """Samples in batches; none without data. Errors name the argument."""
+    if data is None:
+        return []
+    try:
+        return load_batches(data, labelled=labelled, samples=samples, batch_size=batch_size, notes=notes)
+    except BadArgumentError as error:
+        raise BadArgumentError(re.sub(r"\binputs\b", argument, str(error))) from error
+
+
+def _check_labels(batches: Sequence[Batch]) -> None:
+    for batch in batches:
+        for name, array in arrays(batch.labels, "labels"):
+            if not finite_samples(array).all():
+                raise BadArgumentError(f"train_data: {name} hold NaN or infinite values; leave such samples out")
+
+
+def _example(batches: Sequence[Batch], example_inputs: object) -> Batch | None:
+    """Some samples to call the model with: two where there are as many, so that no axis of 1 is taken for fixed."""
+    if example_inputs is not None:
+        return example_batch(example_inputs)
+    return split(batches[0], 2)[0] if batches else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Around the backend
+
+
+def _equalize(job: Job, seed: int) -> Equalization:
+    """The model scaled for the narrowest of the widths."""
+    from qvis.equalization.equalize import equalize
+
+    if not job.calibration and job.example is None:
+        raise BadArgumentError(
+            "equalize: it is verified by running the model, and there are no inputs; give calibration_data or "
+            "example_inputs"
+        )
+    return equalize(
+        job.model,
+        list(job.calibration) or None,
+        example_inputs=None if job.calibration else job.example,
+        bits=min(*job.bits.values(), 8),
+        granularity=job.granularity,
+        # where activations become 8-bit integers, they are judged too
+        activations=bool(job.cell.needs) and min(job.bits.values()) == 8,
+        seed=seed,
+        name=job.network.name,
+        track=job.track,
+    )
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A file in a folder of its own, that takes the place of the target once it is complete; or nothing does."""
+    try:
+        with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
+            yield Path(folder) / target.name
+            # a file beside the model comes first, so that the model is there only when it is complete
+            for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == target.name):
+                file.replace(target.with_name(file.name))
+    except QvisError:
+        raise
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise OutputError(f"output: {str(target)!r} cannot be written: {why}; choose another folder") from error
+
+
+@contextmanager
+def _explaining(job: Job) -> Iterator[None]:
+    """Whatever a quantizer raises, in one line that keeps it as the cause."""
+    try:
+        yield
+    except (QvisError, OSError):
+        raise
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UnsupportedModelError(
+            f"model: {job.network.name} cannot be quantized by {job.cell.method} to {job.cell.suffix} ({text[:300]}); "
+            "try another method or output, or leave layers in float with exclude"
+        ) from error

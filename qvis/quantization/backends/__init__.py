@@ -1,1 +1,4 @@
-"""Those who quantize: each module hands a model to one existing quantizer; see :class:`qvis.quantization.methods.Backend`."""
+"""Those who quantize: each module hands a model to one existing quantizer.
+
+It offers the two functions of :class:`qvis.quantization.methods.Backend`.
+"""
