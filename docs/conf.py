@@ -12,6 +12,7 @@ from sphinx.util.docutils import SphinxDirective
 from typer.testing import CliRunner
 
 from qvis.cli import app as command_line
+from qvis.quantization.methods import CELLS, METHODS, NAMES, Cell
 from qvis.version import __version__
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -52,6 +53,26 @@ class SupportedLayers(SphinxDirective):
         node = nodes.container()
         self.state.nested_parse(StringList(lines, source=__file__), self.content_offset, node)
         return node.children
+
+
+class QuantizationCells(SphinxDirective):
+    """A table of what can be quantized to what, made from the cells themselves."""
+
+    def run(self) -> list[nodes.Node]:
+        head = ("Framework", "Method", "File", "Width of weights", "Needs", "Does")
+        lines = [".. list-table::", "   :header-rows: 1", "   :widths: 10 18 12 12 14 34", ""]
+        found = ((NAMES[cell.framework], cell.method, cell.suffix, _widths(cell), cell.needs) for cell in CELLS)
+        for row in (head, *((*one, METHODS[one[1]]) for one in found)):
+            lines += [f"   {'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(row)]
+        node = nodes.container()
+        self.state.nested_parse(StringList(lines, source=__file__), self.content_offset, node)
+        return node.children
+
+
+def _widths(cell: Cell) -> str:
+    least, most = min(cell.bits), max(cell.bits)
+    between = len(cell.bits) == most - least + 1
+    return str(most) if least == most else f"{least} {'to' if between else 'or'} {most}"
 
 
 class CommandHelp(SphinxDirective):
@@ -102,4 +123,5 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", after_napoleon, priority=900)
     app.add_directive("supported-layers", SupportedLayers)
     app.add_directive("command-help", CommandHelp)
+    app.add_directive("quantization-cells", QuantizationCells)
     app.add_directive("report-screenshot", ReportScreenshot)
