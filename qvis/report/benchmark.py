@@ -75,6 +75,7 @@ def _variant(variant: Variant, benchmark: Benchmark, changed: int) -> Document:
     share, compared = _share_of_bytes(variant, benchmark.baseline)
     return {
         "name": variant.name,
+        "is_baseline": variant is benchmark.baseline,
         "engine": variant.engine,
         "simulated": variant.simulated,
         "file_bytes": variant.file_bytes,

@@ -30,6 +30,8 @@ NAME_WIDTH = 34
 """Of a name on the terminal."""
 ON_TERMINAL = ("file", "operations", "time", "ratio", "top1", "agreement", "kept")
 """Columns there, unless all are asked for."""
+OF_OTHERS = ("ratio", "agreement", "kept")
+"""Columns that the baseline has nothing in."""
 LINES = 5
 """Classes and layers of a model on the terminal, unless all are asked for."""
 
@@ -50,14 +52,18 @@ class Column:
     def cell(self, variant: Document) -> str:
         """The text of a cell."""
         value = self.value(variant)
-        return self.tell(variant) if value == value else "n/a"
+        if value == value:
+            return self.tell(variant)
+        return "—" if variant["is_baseline"] and self.key in OF_OTHERS else "n/a"
 
 
 def model_columns(document: Document) -> list[Column]:
     """The columns that some model has a value for, without its name."""
     columns = [
         Column("file", "File", _number("file_bytes"), _size("file_bytes"), "Bytes of the file"),
-        Column("parameters", "Parameters", _number("parameter_bytes"), _size("parameter_bytes"), "Bytes of the numbers"),
+        Column(
+            "parameters", "Parameters", _number("parameter_bytes"), _size("parameter_bytes"), "Bytes of the numbers"
+        ),
         Column(
             "integers", "Integer bytes", _content("integer_bytes"), _percent("integer_bytes"), "Share of these bytes"
         ),
@@ -211,7 +217,7 @@ def render_benchmark_markdown(document: Document) -> str:
         parts.append(_fold("Time of a call", _times(document)))
     chosen = variants[verdict["variant"]] if variants else None
     if chosen is not None:
-        parts += [_fold(f"{title} of {code(chosen['name'])}", text) for title, text in _tables_of(document, chosen)]
+        parts += [_fold(f"{title} of {code(chosen['name'])}", text) for title, text in _tables_of(chosen)]
     facts = [document["title"], prose(document["machine"]), f"evidence: {prose(document['evidence'])}"]
     parts.append(f"<sub>{' · '.join([*facts, 'qvis ' + document['qvis']])}</sub>")
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -244,7 +250,7 @@ def _times(document: Document) -> str:
     return _table(["Model", "Call", "Median", "90 %", "Relative", "Samples a second"], 2, rows)
 
 
-def _tables_of(document: Document, variant: Document) -> Iterator[tuple[str, str]]:
+def _tables_of(variant: Document) -> Iterator[tuple[str, str]]:
     """What is known of one model, each with its title."""
     classes = changed_classes(variant)
     if classes:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
 from qvis.report.cells import shorten
-from qvis.report.document import Document, Sentence, plain
+from qvis.report.document import Sentence, plain
 from qvis.words import count, listed_names, percent, short, size, visible
 
+Document = Mapping[str, Any]
 ENOUGH = 0.01
 """By so much top-1 may fall, or so many samples be answered differently, for a model to be called good enough."""
 NAME = 60
@@ -20,7 +21,7 @@ OTHERS = 3
 """Other batch sizes and threads that are told of."""
 
 
-def find_verdict(document: Document) -> Document:
+def find_verdict(document: Document) -> dict[str, Any]:
     """The verdict; ``document`` is all else."""
     variants = document["variants"]
     if not variants:

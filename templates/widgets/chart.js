@@ -47,6 +47,21 @@ const chart = (() => {
     return {at: (v) => (map(v) - a) / (b - a), ticks: ticks.filter((v) => map(v) >= a - 1e-9 && map(v) <= b + 1e-9), format, fits: (v) => Number.isFinite(v) && (!log || v > 0)};
   }
 
+  // Texts beside their points: to the right, or where there is no room to the left, and up or down until none lies on another.
+  function placeMarks(marks, width, base) {
+    const taken = marks.map(({a, b}) => [a - 5, a + 5, b - 5, b + 5]);
+    const moves = [0, 14, -14, 28, -28, 42, -42, 56, -56];
+    marks.forEach(({group, a, b, text}, own) => {
+      const long = 6.5 * text.length;
+      const places = moves.flatMap((by) => [[a + 8, b + by, "start"], [a - 8, b + by, "end"]]).map(([x, y, anchor]) => [anchor === "end" ? x - long : x, y, x, anchor])
+        .filter(([left, y]) => left >= 0 && left + long <= width && y > 8 && y < base);
+      const overlaps = ([left, y]) => taken.some(([x1, x2, y1, y2], i) => i !== own && left < x2 && left + long > x1 && y - 7 < y2 && y + 7 > y1);
+      const [left, y, x, anchor] = places.find((place) => !overlaps(place)) ?? places[0] ?? [a + 8, b, a + 8, "start"];
+      shape(group, "text", "mark", {x: x.toFixed(1), y: (y + 4).toFixed(1), "text-anchor": anchor}, text);
+      taken.push([left, left + long, y - 7, y + 7]);
+    });
+  }
+
   function draw(host, spec) {
     const width = Math.max(200, host.clientWidth || 480), height = spec.height ?? 220;
     const flat = spec.series.filter((s) => s.points.length);
@@ -69,7 +84,7 @@ const chart = (() => {
     shape(svg, "line", "axis", {x1: LEFT, x2: width - RIGHT, y1: base, y2: base});
     if (spec.x.label) shape(svg, "text", "label", {x: (LEFT + width - RIGHT) / 2, y: height - 4, "text-anchor": "middle"}, spec.x.label);
     if (spec.y.label) shape(svg, "text", "label", {x: 0, y: 10}, spec.y.label);
-    const found = [];                                                 // what the pointer can meet
+    const found = [], marks = [];                                     // what the pointer can meet, and texts at points
     for (const series of flat) {
       const group = shape(svg, "g", "series", series.colour ? {style: `--c: var(--${series.colour})`} : {});
       const style = series.style ?? "", points = series.points.filter((p) => (series.kind === "rows" || x.fits(p[0])) && (series.kind === "rules" || y.fits(p[1])));
@@ -92,8 +107,9 @@ const chart = (() => {
         if (series.kind === "rows") shape(group, "line", "rule", {x1: LEFT, x2: width - RIGHT, y1: b.toFixed(1), y2: b.toFixed(1)});
         if (p[2]) found.push({a: series.kind === "bars" ? (a + px(p[4])) / 2 : a, b, text: p[2], pick: p[3], across: series.kind === "bars"});
       }
-      if (series.mark && points.length) { const p = points[points.length - 1]; shape(group, "text", "mark", {x: px(p[0]) + 7, y: clip(py(p[1])) + 4}, series.mark); }
+      if (series.mark && points.length) { const p = points[points.length - 1]; marks.push({group, a: px(p[0]), b: clip(py(p[1])), text: series.mark}); }
     }
+    placeMarks(marks, width, base);
     const tip = element("output"); tip.hidden = true;
     let near;
     function seek(event) {
