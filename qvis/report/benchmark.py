@@ -162,8 +162,8 @@ def _answers(answers: Answers, samples: int) -> Document:
 
 def _layer(layer: LayerError) -> Document:
     channels = np.asarray(layer.channels, dtype=np.float64)
-    known = ~np.isnan(channels)
-    worst = int(np.argmin(np.where(known, channels, np.inf))) if known.any() else None
+    known = np.flatnonzero(~np.isnan(channels))
+    worst = int(known[np.argmin(channels[known])]) if known.size else None
     return {
         "name": layer.name,
         "found": layer.found,

@@ -40,7 +40,7 @@ STYLES = ("table", "chart", "benchmark", "print")
 SCRIPTS = ("chart", "sorting", "benchmark", "benchmark_tools")
 FEW = 20
 """So many classes are all shown; of more, those that changed."""
-ROWS = 1200
+ROWS = 2400
 """Rows of classes, and as many of layers, of all models together."""
 SAMPLES = 200
 """Samples in a table, where there are no pictures."""
