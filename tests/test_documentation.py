@@ -19,9 +19,11 @@ from qvis.analysis import analyze_network
 from qvis.analysis.comparison import compare
 from qvis.layers import Layer, LayerAnalysis, Network, Severity, Skipped, Thresholds
 from qvis.quantization.grids import Scheme
+from qvis.report.benchmark import summarize_benchmark
 from qvis.report.bit_widths import summarize_widths
 from qvis.report.document import Document, jsonable, summarize, summarize_changes
 from qvis.report.grids import compare_grids
+from tests.measured import make_benchmark
 from tests.widths import make_widths
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -73,11 +75,12 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
         summarize(run, "sensitivity"),
         equalized,
         summarize_widths(make_widths(corrected=("Others were tried.",))),
+        summarize_benchmark(make_benchmark()),
     ]
 
 
-BY_LAYER = ("items", "missing", "codebooks")
-"""Objects that have a field for each layer, or for some schemes."""
+BY_LAYER = ("items", "missing", "codebooks", "bytes_by_type")
+"""Objects that have a field for each layer or type, or for some schemes."""
 
 
 def keys(value: Any) -> Iterator[str]:

@@ -67,7 +67,10 @@ def render_benchmark(document: Document) -> str:
         scripts=SCRIPTS,
         data={"payload": json.dumps(jsonable(light), ensure_ascii=False, separators=(",", ":")).encode()},
         columns=columns,
-        models=[_model(document, place, columns, {one["place"] for one in sections[1:] and sections}) for place in _places(document)],
+        models=[
+            _model(document, place, columns, {one["place"] for one in sections[1:] and sections})
+            for place in _places(document)
+        ],
         times=list(_times(document)),
         axes=list(_axes(document)),
         sections=sections,
@@ -276,7 +279,7 @@ def _methods(document: Document) -> Iterator[tuple[str, str]]:
         number = f"{calls[0]:,}" if calls[0] == calls[-1] else f"{calls[0]:,} to {calls[-1]:,}"
         text = f"{number} timed calls of each model after {count(document['warmup'], 'call')} that are not timed."
         if len(variants) > 1:
-            text += " The models take turns call by call, so that all share what else the machine is doing."
+            text += " The models take turns in random order, so that what else the machine does hits all of them."
         yield "Times", text
     for one in untimed(document):
         yield "Not timed", f"{name(one)}: {sentence(one['simulated'])}"

@@ -25,6 +25,7 @@ ABOUT = {
     "grids": "Uniform or not, per tensor, channel or group, how many bits: levels on the weights, and what each costs.",
     "compressibility": "Low rank, pruning, fewer bits: how small each layer can be made, predicted and then measured.",
     "changes_after_optimization": "Both versions on common axes, with the difference shaded.",
+    "benchmark": "What quantizing brought: bytes, time, memory and answers of files, in the engines that run them.",
     "image_quantization": "What bits are, on a picture and on layers drawn as pictures; it takes pictures of yours.",
 }
 STYLES = ("page", "index")
