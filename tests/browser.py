@@ -142,7 +142,8 @@ def opened(
         page.goto(link(path, layer))
         if options.get("java_script_enabled", True):
             wait_until_ready(page)
-        with telling_stalls(browser, [page]):
+        # without scripts there is no frame to ask for
+        with telling_stalls(browser, [page] if options.get("java_script_enabled", True) else []):
             yield page
         assert page.watch.messages == []
         assert page.watch.foreign_requests == []

@@ -141,9 +141,9 @@ def _latencies(variant: Variant) -> list[Document]:
                 "batch": one.batch,
                 "threads": one.threads,
                 "calls": int(one.seconds.size),
-                "median_s": significant(one.median),
-                "p90_s": significant(one.p90),
-                "per_second": significant(one.throughput),
+                "median_s": significant(one.median, 6),
+                "p90_s": significant(one.p90, 6),
+                "per_second": significant(one.throughput, 6),
                 "ratio": None
                 if ratio is None
                 else {name: significant(getattr(ratio, name)) for name in ("value", "low", "high")},
