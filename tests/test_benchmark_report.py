@@ -86,6 +86,17 @@ def test_bytes_of_parameters_are_compared_where_one_of_both_is_no_file() -> None
     assert "as the baseline;" in verdict(found)  # nothing is known of what it computes with
 
 
+def test_files_of_two_formats_are_compared_by_their_parameters_and_engines_that_differ_are_told() -> None:
+    saved = replace(make_variant(0), path="a/net.keras", file_bytes=90_000, engine="Keras 3.15.0")
+    found = make_benchmark([saved, replace(make_variant(1), path="a/net.tflite")])
+    assert found.to_dict()["variants"][1]["bytes_compared"] == "parameters"
+    assert "28 % of the bytes for its parameters" in verdict(found)
+    assert "0.44 times the time (batch 1, 1 thread, another engine; 0.41 to 0.47)" in verdict(found)
+    details = found.to_dict()["verdict"]["details"]
+    assert "It runs in LiteRT 2.3.0, the baseline in Keras 3.15.0: times tell of the engines as well." in details
+    assert "another engine" not in verdict(make_benchmark())
+
+
 def test_a_sample_is_listed_once_with_what_each_model_answers() -> None:
     found = make_benchmark(number=4)
     document = found.to_dict()
@@ -150,7 +161,7 @@ def test_the_verdict_tells_bytes_time_and_answers() -> None:
         (0.97, 0.9, 1.04, "is no faster (0.97 times the time, 0.90 to 1.04; batch 1, 1 thread)"),
         (1.3, 1.2, 1.41, "1.30 times the time (batch 1, 1 thread; 1.20 to 1.41)"),
         (0.7, nan, nan, "0.70 times the time (batch 1, 1 thread; too few calls to be sure)"),
-        (0.0123, 0.0121, 0.0124, "0.0123 times the time (batch 1, 1 thread; 0.0121 to 0.0124)"),
+        (0.0123, 0.0111, 0.0136, "0.012 times the time (batch 1, 1 thread; 0.011 to 0.014)"),
     ],
 )
 def test_only_an_interval_without_1_is_called_faster_or_slower(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from math import nan
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,10 +101,14 @@ def _variant(variant: Variant, benchmark: Benchmark, changed: int) -> Document:
 
 
 def _share_of_bytes(variant: Variant, baseline: Variant | None) -> tuple[float, str]:
-    """What a variant takes of the baseline's bytes, and of which: those of files where both are files."""
+    """What a variant takes of the baseline's bytes, and of which: those of files where both are of the same format.
+
+    What else a file holds differs with the format, up to the state of an optimizer.
+    """
     if baseline is None or variant is baseline:
         return nan, ""
-    if variant.file_bytes and baseline.file_bytes:
+    same = Path(variant.path).suffix.lower() == Path(baseline.path).suffix.lower()
+    if same and variant.file_bytes and baseline.file_bytes:
         return variant.file_bytes / baseline.file_bytes, "file"
     return variant.parameter_bytes / baseline.parameter_bytes if baseline.parameter_bytes else nan, "parameters"
 

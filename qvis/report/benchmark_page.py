@@ -191,6 +191,8 @@ def _types(sizes: Mapping[str, int]) -> str:
 def _classes(variant: Mapping[str, Any], most: int) -> tuple[list[dict[str, Any]], str]:
     """The rows of the classes, and what is to be said of those without one."""
     every, changed = variant["per_class"], changed_classes(variant)
+    if every and not changed:
+        return [], f"Of each of {len(every):,} classes as many answers are right as before."
     chosen = sorted(every, key=class_change) if len(every) <= FEW else changed[:most]
     largest = max((abs(class_change(one)) for one in chosen), default=0) or 1
     same, left = len(every) - len(changed), len(changed) - len(changed[:most])

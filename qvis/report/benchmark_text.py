@@ -355,6 +355,7 @@ def _variant_lines(document: Document, place: int, all_rows: bool) -> Iterator[s
         yield from _aligned(["Layer", "Op", "Keeps", "Worst channel"], rows)
         yield from _rest(len(layers), most, "layers")
     elif variant["no_layers"]:
+        yield ""
         yield f"{name(variant)}: layers were not looked at: {visible(variant['no_layers'])}"
     if leftovers:
         yield ""

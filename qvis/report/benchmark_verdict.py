@@ -35,7 +35,7 @@ def find_verdict(document: Document) -> dict[str, Any]:
         (f"{evidence[:1].upper()}{evidence[1:]}: {start}", ""),
         (name(chosen), "strong"),
         ("," if start else "", ""),
-        *_join([_tell_bytes(chosen, baseline), _tell_time(chosen), _tell_answers(chosen, document)]),
+        *_join([_tell_bytes(chosen, baseline), _tell_time(chosen, baseline), _tell_answers(chosen, document)]),
         *_tell_right(chosen, baseline),
         (".", ""),
     ]
@@ -99,8 +99,8 @@ def _tell_bytes(variant: Document, baseline: Document | None) -> Sentence:
     return [("takes ", ""), (f"{percent(variant['share_of_bytes'])} {what}", "strong")]
 
 
-def _tell_time(variant: Document) -> Sentence:
-    """How long a call takes, at the first batch size and number of threads."""
+def _tell_time(variant: Document, baseline: Document | None) -> Sentence:
+    """How long a call takes, at the first batch size and number of threads, and where engines differ that they do."""
     if variant["simulated"]:
         return [("was not timed since it only simulates integers", "watch")]
     if not variant["latencies"]:
@@ -109,6 +109,8 @@ def _tell_time(variant: Document) -> Sentence:
     at, ratio = tell_point(first), first["ratio"]
     if ratio is None or not known(ratio["value"]):
         return [(tell_time(first["median_s"]), "strong"), (f" a call ({at})", "")]
+    if baseline is not None and variant["engine"] != baseline["engine"]:
+        at = f"{at}, another engine"
     between = tell_interval(ratio)
     judged = judge(ratio)
     figure = f"{tell_ratio(ratio['value'])} times the time"
@@ -145,6 +147,14 @@ def _tell_right(variant: Document, baseline: Document | None) -> Sentence:
 
 def _details(document: Document, chosen: Document, baseline: Document | None) -> Iterator[str]:
     yield _sizes(chosen, baseline)
+    if (
+        baseline is not None
+        and chosen["latencies"]
+        and baseline["latencies"]
+        and chosen["engine"] != baseline["engine"]
+    ):
+        engines = f"It runs in {visible(chosen['engine'])}, the baseline in {visible(baseline['engine'])}"
+        yield f"{engines}: times tell of the engines as well."
     contents = chosen["contents"]
     if contents is not None and known(contents["integer_operations"]):
         yield tell_operations(contents)
@@ -183,7 +193,11 @@ def tell_operations(contents: Document) -> str:
     if integer == computing:
         return f"All {count(computing, 'operation')} that compute do so in integers."
     if not integer:
-        return f"None of {count(computing, 'operation')} that compute does so in integers."
+        text = f"None of {count(computing, 'operation')} that compute does so in integers"
+        hybrid = kinds["hybrid"]
+        if hybrid:
+            text += f"; {'all' if hybrid == computing else hybrid} of them have integer weights and compute with floats"
+        return f"{text}."
     left = listed_names([visible(one["operation"]) for one in contents["leftovers"]])
     return f"{integer:,} of {count(computing, 'operation')} that compute do so in integers, all but {left}."
 
@@ -231,8 +245,10 @@ def judge(ratio: Document) -> str:
 
 
 def tell_ratio(value: float) -> str:
-    """``0.44``; three digits where two decimals are not enough or too many."""
-    return f"{value:.2f}" if 0.095 <= value < 10 else short(value)
+    """``0.44``, ``0.013``, ``12.5``: two decimals, or where they are too few or too many some digits."""
+    if value < 0.095:
+        return f"{value:.2g}"
+    return f"{value:.2f}" if value < 10 else short(value)
 
 
 def tell_interval(ratio: Document) -> str:

@@ -5,17 +5,19 @@ const benchmark = await (async () => {
   const isKnown = (value) => value !== null && value !== undefined;
   const isBaseline = (i) => report.has_baseline && i === 0;
   const short = (text, most = 26) => { const name = words.visible(text), head = Math.floor((most - 1) / 3); return name.length <= most ? name : `${name.slice(0, head)}…${name.slice(name.length - (most - 1 - head))}`; };
+  const FAR = 12;                                                      // so many times apart, an axis has powers of ten
   const three = (value) => +value.toPrecision(3);
   const time = (s) => s >= 1 ? `${three(s)} s` : s >= 1e-3 ? `${three(1e3 * s)} ms` : `${three(1e6 * s)} µs`;
   const percent = (share) => `${(100 * share).toFixed(1)}\u00a0%`;
   const decibels = (one) => one.identical ? "identical" : isKnown(one.sqnr_db) ? `${one.sqnr_db.toFixed(1).replace("-", "−")} dB` : "n/a";
 
   // ------------------------------------------------------------------------------------------ all models
-  // Files are compared by what they take on the disk; where a model is no file, all by their parameters.
-  const files = variants.every((one) => one.file_bytes !== null), bytes = (one) => files ? one.file_bytes : one.parameter_bytes;
+  // Files of one format are compared by what they take on the disk; all else by the parameters.
+  const files = variants.every((one) => one.file_bytes !== null && one.bytes_compared !== "parameters"), bytes = (one) => files ? one.file_bytes : one.parameter_bytes;
   const host = $("[data-test=chart]"), axes = $$("[data-test=axis] input"), choice = $("[data-test=point]");
   const call = (one, at) => one.latencies.find(({batch, threads}) => batch === at.batch && threads === at.threads);
   const unit = (largest, units) => units.find(([limit]) => largest >= limit) ?? units.at(-1);
+  const axisOf = (values) => Math.max(...values) > FAR * Math.min(...values) && Math.min(...values) > 0 ? {log: true} : {low: 0};
   const shares = {top1: "right answers, %", top5: "label among the first five, %", agreement: "answers as the baseline’s, %"};
 
   function draw() {
@@ -35,8 +37,8 @@ const benchmark = await (async () => {
     const missing = variants.length - shown.length;
     chart(host, {
       height: narrow.matches ? 280 : 340,
-      x: {label: `${files ? "bytes of the file" : "bytes of the parameters"}, ${bytesName}`, low: 0},
-      y: {label: isTime ? `median of a call, ${name}; ${at ? `batch ${at.batch}, ${words.count(at.threads, "thread")}` : ""}` : axis === "kept" ? "dB of the output kept" : shares[axis], ...(isTime ? {low: 0} : {})},
+      x: {label: `${files ? "bytes of the file" : "bytes of the parameters"}, ${bytesName}`, ...axisOf(shown.map(([one]) => bytes(one)))},
+      y: {label: isTime ? `median of a call, ${name}; ${at ? `batch ${at.batch}, ${words.count(at.threads, "thread")}` : ""}` : axis === "kept" ? "dB of the output kept" : shares[axis], ...(isTime ? axisOf(shown.map(([, , value]) => value)) : {})},
       label: `${isTime ? "Time of a call" : axis === "kept" ? "What the output keeps" : "Answers"} by size: ${shown.map(([one, , value]) => `${short(one.name, 60)} ${isTime ? time(value) : axis === "kept" ? decibels(one) : percent(value)} at ${size(bytes(one))}`).join("; ")}.${missing ? ` ${words.count(missing, "model")} without one.` : ""} The table below has the numbers.`,
       onpick: (i) => choose(i, true),
       series: shown.map(dot),
