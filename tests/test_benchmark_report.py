@@ -19,8 +19,11 @@ from qvis.errors import OutputError
 from qvis.report.benchmark import PICTURES, THUMBNAIL, BenchmarkReport, summarize_benchmark
 from qvis.report.benchmark_text import terminal_lines
 from qvis.report.benchmark_verdict import tell_time
+from qvis.report.bit_widths import summarize_widths
+from qvis.report.index import render_index
 from tests.browser import AWKWARD_NAMES, EVIL, LONG
 from tests.measured import SAMPLES, make_benchmark, make_picture, make_variant
+from tests.widths import make_widths
 
 
 def verdict(benchmark: Benchmark) -> str:
@@ -93,7 +96,7 @@ def test_files_of_two_formats_are_compared_by_their_parameters_and_engines_that_
     assert "28 % of the bytes for its parameters" in verdict(found)
     assert "0.44 times the time (batch 1, 1 thread, another engine; 0.41 to 0.47)" in verdict(found)
     details = found.to_dict()["verdict"]["details"]
-    assert "It runs in LiteRT 2.3.0, the baseline in Keras 3.15.0: times tell of the engines as well." in details
+    assert "LiteRT 2.3.0 runs it, Keras 3.15.0 the baseline: times tell of the engines as well." in details
     assert "another engine" not in verdict(make_benchmark())
 
 
@@ -296,6 +299,14 @@ def test_reports_are_written_all_or_none_and_never_over_foreign_files(tmp_path: 
     with pytest.raises(OutputError, match="was not written by qvis and is left alone"):
         found.write(tmp_path, ("json", "html"))
     assert not (tmp_path / "benchmark.json").exists()
+
+
+def test_the_index_of_a_folder_tells_of_it() -> None:
+    documents = [summarize_widths(make_widths()), summarize_benchmark(make_benchmark())]
+    page = render_index(documents, title="Reports", lead="")
+    assert 'href="benchmark.html"' in page
+    assert "0.44 times the time" in page
+    assert "What quantizing brought: bytes, time, memory and answers of files" in page
 
 
 def test_no_models_are_said_to_be_none() -> None:

@@ -39,8 +39,10 @@ def find_verdict(document: Document) -> dict[str, Any]:
         *_tell_right(chosen, baseline),
         (".", ""),
     ]
-    details = list(_details(document, chosen, baseline))
-    return {"variant": place, "sentence": sentence, "text": plain(sentence), "details": details, "first": FIRST}
+    engines = _tell_engines(chosen, baseline)
+    details = [*engines, *_details(document, chosen, baseline)]
+    first = FIRST + len(engines)
+    return {"variant": place, "sentence": sentence, "text": plain(sentence), "details": details, "first": first}
 
 
 def name(variant: Document) -> str:
@@ -145,16 +147,20 @@ def _tell_right(variant: Document, baseline: Document | None) -> Sentence:
     return [("; ", ""), (f"top-1 {tell_share(now)}", style), (f" instead of {tell_share(before)}", "")]
 
 
+def _tell_engines(chosen: Document, baseline: Document | None) -> list[str]:
+    """What is to be known of a comparison of times where engines differ."""
+    if (
+        baseline is None
+        or chosen["engine"] == baseline["engine"]
+        or not (chosen["latencies"] and baseline["latencies"])
+    ):
+        return []
+    engines = f"{visible(chosen['engine'])} runs it, {visible(baseline['engine'])} the baseline"
+    return [f"{engines}: times tell of the engines as well."]
+
+
 def _details(document: Document, chosen: Document, baseline: Document | None) -> Iterator[str]:
     yield _sizes(chosen, baseline)
-    if (
-        baseline is not None
-        and chosen["latencies"]
-        and baseline["latencies"]
-        and chosen["engine"] != baseline["engine"]
-    ):
-        engines = f"It runs in {visible(chosen['engine'])}, the baseline in {visible(baseline['engine'])}"
-        yield f"{engines}: times tell of the engines as well."
     contents = chosen["contents"]
     if contents is not None and known(contents["integer_operations"]):
         yield tell_operations(contents)
