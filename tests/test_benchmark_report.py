@@ -14,16 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qvis.analysis import analyze_network
 from qvis.benchmarking.records import Answers, Benchmark, Latency, LayerError, Ratio
 from qvis.errors import OutputError
+from qvis.layers import Layer, Network
 from qvis.report.benchmark import PICTURES, THUMBNAIL, BenchmarkReport, summarize_benchmark
 from qvis.report.benchmark_text import terminal_lines
 from qvis.report.benchmark_verdict import tell_time
-from qvis.report.bit_widths import summarize_widths
+from qvis.report.document import summarize
 from qvis.report.index import render_index
 from tests.browser import AWKWARD_NAMES, EVIL, LONG
 from tests.measured import SAMPLES, make_benchmark, make_picture, make_variant
-from tests.widths import make_widths
 
 
 def verdict(benchmark: Benchmark) -> str:
@@ -302,7 +303,9 @@ def test_reports_are_written_all_or_none_and_never_over_foreign_files(tmp_path: 
 
 
 def test_the_index_of_a_folder_tells_of_it() -> None:
-    documents = [summarize_widths(make_widths()), summarize_benchmark(make_benchmark())]
+    layer = Layer("only", "Linear", (3, 3), "float64", lambda: np.eye(3))
+    weights = summarize(analyze_network(Network("net", "NumPy", (layer,))), "weight_ranges")
+    documents = [weights, summarize_benchmark(make_benchmark())]
     page = render_index(documents, title="Reports", lead="")
     assert 'href="benchmark.html"' in page
     assert "0.44 times the time" in page
