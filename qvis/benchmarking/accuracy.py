@@ -184,14 +184,10 @@ def _summarize(
         first if place == 0 else None if one is None else _answer(one, labels, baseline)
         for place, one in enumerate(scores)
     ]
-    changed: list[ChangedSample] = []
-    counts = []
-    for place, answer in enumerate(answers):
-        found = (
-            [] if place == 0 or baseline is None or answer is None else find_changed(place, answer, baseline, labels)
-        )
-        counts.append(len(found))
-        changed += [_with_picture(one, batches) for one in found[:SHOWN]]
+    found = [
+        [] if place == 0 or baseline is None or answer is None else find_changed(place, answer, baseline, labels)
+        for place, answer in enumerate(answers)
+    ]
     per_class = tuple(
         count_classes(answer, baseline, labels, spelled)
         if place and baseline is not None and answer is not None and labels is not None
@@ -204,8 +200,8 @@ def _summarize(
         per_class,
         spelled,
         labels is not None,
-        tuple(changed),
-        tuple(counts),
+        tuple(_with_picture(one, batches) for one in keep(found)),
+        tuple(len(samples) for samples in found),
         tuple(notes),
     )
 
@@ -258,6 +254,13 @@ def find_changed(place: int, answer: Answers, baseline: Answers, labels: Classes
         )
         for at in order
     ]
+
+
+def keep(found: Sequence[Sequence[ChangedSample]]) -> list[ChangedSample]:
+    """The first :data:`SHOWN` samples of each variant, with what all others answer to these; the surest first."""
+    kept = {one.index for samples in found for one in samples[:SHOWN]}
+    chosen = [one for samples in found for one in samples if one.index in kept]
+    return sorted(chosen, key=lambda one: (-one.confidence, one.index, one.variant))
 
 
 def _with_picture(sample: ChangedSample, batches: Sequence[Batch]) -> ChangedSample:
