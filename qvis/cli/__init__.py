@@ -14,7 +14,20 @@ from typing import Annotated
 
 import typer
 
-from qvis.cli import bits, check, compare, compress, demo, equalize, grids, image, quantize, report, sensitivity
+from qvis.cli import (
+    benchmark,
+    bits,
+    check,
+    compare,
+    compress,
+    demo,
+    equalize,
+    grids,
+    image,
+    quantize,
+    report,
+    sensitivity,
+)
 from qvis.version import __version__
 
 INTERRUPTED = 130
@@ -62,6 +75,7 @@ for name, command, examples in (
     ("compress", compress.compress, compress.EXAMPLES),
     ("equalize", equalize.equalize, equalize.EXAMPLES),
     ("bits", bits.bits, bits.EXAMPLES),
+    ("benchmark", benchmark.benchmark, benchmark.EXAMPLES),
     ("grids", grids.grids, grids.EXAMPLES),
     ("compare", compare.compare, compare.EXAMPLES),
     ("quantize", quantize.quantize, quantize.EXAMPLES),
