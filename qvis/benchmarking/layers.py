@@ -58,8 +58,9 @@ class Reference:
         self.folded: Folded | None = None
         try:
             opened = open_model(contender.model, contender.arrange(batch), None, samples=batch.size)
+            opened.runner.run(opened.batches[0])
         except QvisError:
-            # its engine may let one look where qvis cannot run the file by itself
+            # its engine may let one look where qvis cannot run it by itself
             if not hasattr(contender.engine, "look"):
                 raise
             network = read(contender.model)
@@ -144,52 +145,75 @@ class Sums:
         self.power += np.square(exact).sum(axis=0)
         self.noise += np.square(exact - found).sum(axis=0)
 
+    @property
+    def sqnr_db(self) -> float:
+        """Of all channels together."""
+        return decibels(float(self.power.sum()), float(self.noise.sum()))
+
+    @property
+    def channels(self) -> FloatArray:
+        """Of each channel, (channels,)."""
+        return np.array([decibels(*pair) for pair in zip(self.power.tolist(), self.noise.tolist(), strict=True)])
+
 
 @dataclass
 class Comparer:
     """Compares the layers of one file with the baseline's, over several batches."""
 
-    sums: dict[tuple[str, str], Sums] = field(default_factory=dict)
+    sums: dict[tuple[str, str], list[Sums]] = field(default_factory=dict)
+    """By the names in the baseline and in the file; one for each way in which the baseline shows a layer."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Why, by the name in the file."""
 
-    def add(self, name: str, exact: Sequence[Looked], found: str, seen: Looked | None) -> None:
-        """Take in what the baseline's layer ``name`` and the file's layer ``found`` put out."""
-        if seen is None or not exact:
-            where = "the engine does not show" if seen is None else "the baseline does not show"
-            self.left_out[found] = f"{where} what it puts out"
+    def add(self, name: str, ways: Sequence[Sequence[Looked]], found: str, seen: Looked | None) -> None:
+        """Take in what the baseline's layer ``name`` and the file's layer ``found`` put out.
+
+        There are two ways where it is not known whether the file shows a layer before or behind its normalization.
+        """
+        why = _why_not(ways, seen)
+        if why or seen is None:
+            self.left_out[found] = why
             return
-        if len(exact) > 1:
-            self.left_out[found] = "it is called several times"
-            return
-        [own] = exact
-        unknown = [one for one in (own.activation, seen.activation) if one not in ACTIVATIONS]
-        if unknown:
-            self.left_out[found] = f"{unknown[0]} is fused into it"
-            return
-        both = ACTIVATIONS[own.activation], ACTIVATIONS[seen.activation]
-        ours, theirs = (both[0](both[1](rows_of(one))) for one in (own, seen))
-        if ours.shape != theirs.shape:
-            self.left_out[found] = f"it puts out {theirs.shape[::-1]} numbers, and the baseline {ours.shape[::-1]}"
+        pairs = [_rows(way[0], seen) for way in ways]
+        if any(ours.shape != theirs.shape for ours, theirs in pairs):
+            (positions, channels), (other_positions, other_channels) = (one.shape for one in pairs[0])
+            self.left_out[found] = (
+                f"it puts out {other_positions} × {other_channels} numbers where the baseline puts out "
+                f"{positions} × {channels}"
+            )
             return
         if (name, found) not in self.sums:
-            self.sums[name, found] = Sums(np.zeros(ours.shape[1]), np.zeros(ours.shape[1]))
-        self.sums[name, found].add(ours, theirs)
+            self.sums[name, found] = [Sums(*np.zeros((2, ours.shape[1]))) for ours, _ in pairs]
+        for sums, (ours, theirs) in zip(self.sums[name, found], pairs, strict=True):
+            sums.add(ours, theirs)
 
     def errors(self, ops: Mapping[str, str]) -> tuple[LayerError, ...]:
         """The layers in the order of ``ops``, which has the kind of each of the baseline's."""
         order = {name: place for place, name in enumerate(ops)}
-        return tuple(
-            LayerError(
-                name,
-                found,
-                ops[name],
-                decibels(float(sums.power.sum()), float(sums.noise.sum())),
-                np.array([decibels(*pair) for pair in zip(sums.power.tolist(), sums.noise.tolist(), strict=True)]),
-            )
-            for (name, found), sums in sorted(self.sums.items(), key=lambda item: order[item[0][0]])
-            if found not in self.left_out
-        )
+        errors = []
+        for (name, found), ways in sorted(self.sums.items(), key=lambda item: order[item[0][0]]):
+            if found not in self.left_out:
+                sums = max(ways, key=lambda one: np.nan_to_num(one.sqnr_db, nan=-np.inf))
+                errors.append(LayerError(name, found, ops[name], sums.sqnr_db, sums.channels))
+        return tuple(errors)
+
+
+def _why_not(ways: Sequence[Sequence[Looked]], seen: Looked | None) -> str:
+    """Why a layer cannot be compared; empty where it can."""
+    if seen is None:
+        return "the engine does not show what it puts out"
+    if not all(ways):
+        return "the baseline does not show what it puts out"
+    if any(len(way) > 1 for way in ways):
+        return "it is called several times"
+    unknown = [one.activation for one in (*(way[0] for way in ways), seen) if one.activation not in ACTIVATIONS]
+    return f"{unknown[0]} is fused into it" if unknown else ""
+
+
+def _rows(exact: Looked, seen: Looked) -> tuple[FloatArray, FloatArray]:
+    """Both with a row for each position, behind what is fused into either of them."""
+    first, second = ACTIVATIONS[exact.activation], ACTIVATIONS[seen.activation]
+    return first(second(rows_of(exact))), first(second(rows_of(seen)))
 
 
 def rows_of(looked: Looked) -> FloatArray:
@@ -233,7 +257,7 @@ def _compare(reference: Reference, contender: Contender, batches: Sequence[Batch
     pairs, names = _match(reference.analysis, analyze_network(network))
     if not pairs:
         return Layers(no_layers="no layer of it is known again in the baseline by its weights")
-    # a file that has its normalizations still puts out what comes before them
+    # of a file that has its normalizations still, one engine shows what comes before them, and another what is behind
     own_norms = {layer.name for layer in network.layers if layer.norms}
     unfolded = _before_norms(network)
     comparer = Comparer()
@@ -245,7 +269,8 @@ def _compare(reference: Reference, contender: Contender, batches: Sequence[Batch
             if name in reference.unfolded and found not in own_norms | unfolded:
                 comparer.left_out[found] = "the normalization behind it is folded in the file alone"
                 continue
-            comparer.add(name, (stored if found in own_norms else exact).get(name, ()), found, seen.get(found))
+            ways = [exact, stored] if found in own_norms else [exact]
+            comparer.add(name, [way.get(name, ()) for way in ways], found, seen.get(found))
     errors = comparer.errors({layer.name: layer.op for layer in reference.network.layers})
     missing = {**dict.fromkeys(names, "no layer of the baseline has weights like these"), **comparer.left_out}
     notes = [

@@ -116,6 +116,9 @@ def measure(
             # one set of engines at a time: several would share the processor's caches and memory
             opened.clear()
             opened.update({place: contenders[place].on_threads(number) for place in timed})
+            for place, one in opened.items():
+                if one.engine.name != contenders[place].engine.name:
+                    contenders[place].notes.append(f"On {count(number, 'thread')} its engine was {one.engine.name}.")
             now = number
         taking = {place: opened[place] for place in timed if fixed[place] in (None, size)}
         prepared = _prepare(taking, gather(batches, size), number)

@@ -53,7 +53,7 @@ def benchmark(
     samples: Annotated[int, typer.Option("--samples", min=1, help="Take so many samples of the data at most.")] = 512,
     names: Annotated[
         list[str] | None,
-        typer.Option("--name", help="What to call the models: once for each, the baseline's first."),
+        typer.Option("--name", metavar="NAME", help="What to call the models: once for each, the baseline's first."),
     ] = None,
     layers: Annotated[bool, typer.Option("--layers/--no-layers", help="Compare single layers as well.")] = True,
     memory: Annotated[
