@@ -72,17 +72,18 @@ class Model:
         self.engine = engine
 
 
+files: dict[str, Fake] = {}
+"""What runs files, by their names."""
+
+
 @pytest.fixture(autouse=True)
-def fakes(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Models of the tests, and files that begin with "fake", run in the engines that they name."""
-    if "real" in request.keywords:
-        return
-    inspected = {".tflite": Contents((), {"int8": 30, "float32": 8}, 50)}
+def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models run in the engines that they name."""
 
     def open_engine(model: Any, *, threads: int = 1) -> Any:
-        if isinstance(model, Path):
+        if isinstance(model, Path) and model.suffix == ".tflite":
             raise NotRunnableError(f"model: {model.name} is refused")
-        engine = model.engine if isinstance(model, Model) else getattr(model, "engine", None)
+        engine = files[model.name] if isinstance(model, Path) else getattr(model, "engine", None)
         if engine is None:
             raise UnsupportedModelError("model: nothing runs it")
         if hasattr(engine, "opened"):
@@ -90,7 +91,6 @@ def fakes(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> No
         return engine
 
     monkeypatch.setattr(engines, "open_engine", open_engine)
-    monkeypatch.setattr(engines, "inspect", lambda path: inspected[path.suffix])
 
 
 def scores_of(answers: Any, classes: int = 10, margin: float = 1.0) -> np.ndarray[Any, Any]:
@@ -542,19 +542,36 @@ def test_samples_are_gathered_and_repeated() -> None:
 
 
 def test_outputs_are_matched_by_order_then_by_shape() -> None:
-    one, two, three = np.ones((2, 5)), np.ones((2, 3, 4, 4)), np.ones((2, 1, 1, 5))
+    generator = np.random.default_rng(0)
+    one, two = generator.normal(size=(2, 5)), generator.normal(size=(2, 3, 4, 4))
     assert match_outputs("m", [one, two], [one, two]).places == (0, 1)
     swapped = match_outputs("m", [two, one], [one, two])
     assert swapped.places == (1, 0)
     assert "another order" in swapped.notes[0]
-    assert match_outputs("m", [three], [one]).apply([three])[0].shape == (2, 5)
+    assert match_outputs("m", [one.reshape(2, 1, 1, 5)], [one]).apply([one.reshape(2, 1, 5, 1)])[0].shape == (2, 5)
     moved = match_outputs("m", [np.moveaxis(two, 1, -1)], [two])
     assert moved.apply([np.zeros((9, 4, 4, 3))])[0].shape == (9, 3, 4, 4)
     assert "channels elsewhere" in moved.notes[0]
     fewer = match_outputs("m", [one], [one, two])
     assert (fewer.places, "1 output and the baseline 2" in fewer.notes[0]) == ((0,), True)
+    more = match_outputs("m", [two, one], [one])
+    assert more.places == (1,)
     with pytest.raises(BadArgumentError, match=r"model: the outputs of 'm' have shapes \(5,\).*\(6,\)"):
         match_outputs("m", [one], [np.ones((2, 6))])
+
+
+def test_outputs_of_one_shape_are_matched_by_order_unless_another_is_much_nearer() -> None:
+    generator = np.random.default_rng(0)
+    outputs = [generator.normal(size=(4, 5)) for _ in range(3)]
+    rounded = [np.round(one, 1) for one in outputs]
+    assert match_outputs("m", rounded, outputs).places == (0, 1, 2)
+    assert match_outputs("m", [rounded[1], rounded[2], rounded[0]], outputs).places == (2, 0, 1)
+    # nothing is near: the order stands
+    assert match_outputs("m", [generator.normal(size=(4, 5)) for _ in range(3)], outputs).places == (0, 1, 2)
+    broken = [rounded[0], rounded[1] * np.nan, rounded[2]]
+    assert match_outputs("m", broken, outputs).places == (0, 1, 2)
+    many = [generator.normal(size=(4, 5)) for _ in range(9)]
+    assert match_outputs("m", many[::-1], many).places == tuple(range(9))
 
 
 def test_made_up_inputs_are_for_size_and_speed_alone() -> None:
@@ -644,6 +661,24 @@ def test_numbers_in_memory_count_as_they_are_stored() -> None:
     assert parameter_bytes(model.half()) == 2 * numbers_of
     assert parameter_bytes(object()) == 0
     assert [bits_of(one) for one in ("float32", "bfloat16", "int4", "uint8", "complex64", "?")] == [32, 16, 4, 8, 64, 8]
+
+
+def test_the_size_of_a_file_is_what_is_found_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "net.onnx").write_bytes(bytes(70))
+    monkeypatch.setitem(files, "net.onnx", Fake(lambda x: x))
+    contents = Contents((), {"int8": 30, "float32": 8}, 70)
+    monkeypatch.setattr(engines, "inspect", lambda _: contents)
+    [found] = qvis.benchmark(str(tmp_path / "net.onnx"), data=numbers(4), **QUICK).variants
+    assert (found.name, found.path) == ("net.onnx", str(tmp_path / "net.onnx"))
+    assert (found.file_bytes, found.parameter_bytes, found.contents) == (70, 38, contents)
+
+    def refuse(path: Path) -> Contents:
+        raise UnsupportedModelError(f"model: {path.name} cannot be looked into")
+
+    monkeypatch.setattr(engines, "inspect", refuse)
+    [found] = qvis.benchmark(tmp_path / "net.onnx", data=numbers(4), **QUICK).variants
+    assert (found.file_bytes, found.parameter_bytes, found.contents) == (70, 0, None)
+    assert found.notes == ("What the file holds cannot be told: model: net.onnx cannot be looked into",)
 
 
 def test_the_memory_of_a_model_in_memory_is_not_known() -> None:

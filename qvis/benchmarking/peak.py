@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from contextlib import redirect_stdout, suppress
 from importlib import import_module
 from pathlib import Path
@@ -19,11 +20,16 @@ from qvis.running import Batch
 NEEDED = {
     ".tflite": ("ai_edge_litert.interpreter",),
     ".onnx": ("onnx", "onnxruntime"),
-    ".pt2": ("torch", "torch.export", "torchao"),
+    ".pt2": (
+        "torch._inductor.compile_fx",
+        "torch._export",
+        "torchao.quantization.pt2e.quantize_pt2e",
+        "torchao.quantization.pt2e.lowering",
+    ),
     ".keras": ("keras",),
     ".h5": ("keras",),
 }
-"""What opening a file imports: it is there before the count begins."""
+"""What opening and running a file imports, most of it: it is there before the count begins."""
 NAMED = "name "
 """Begins the names of inputs by name in the file of inputs."""
 
@@ -73,9 +79,11 @@ def rise(model: Path, batch: Batch, threads: int) -> int:
     """By how many bytes opening the model and running it once raises the peak of this process."""
     from qvis.quantization.engines import open_engine
 
-    for name in NEEDED.get(model.suffix.lower(), ()):
-        with suppress(ImportError):
-            import_module(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in NEEDED.get(model.suffix.lower(), ()):
+            with suppress(ImportError):
+                import_module(name)
     forget()
     before = peak()
     open_engine(model, threads=threads).prepare(batch)()

@@ -83,6 +83,7 @@ def benchmark(
     if open_page and out is None:
         raise BadArgumentError("--open: needs the page, expected '--report DIR' as well")
     own, of_baseline = share_weights(models, baseline, weights or [], weights_baseline)
+    typed = list(zip(models, own, strict=True))
     with Work() as work:
         work.say("Loading")
         from qvis.benchmarking.benchmark import benchmark as run
@@ -92,7 +93,7 @@ def benchmark(
 
         if out is not None:
             check_targets(out, "benchmark", [one.value for one in formats])
-        opened = [open_model(spec, file, argument="--model") for spec, file in zip(models, own, strict=True)]
+        opened = [open_model(spec, file, argument="--model") for spec, file in typed]
         compared = None
         if baseline is not None:
             compared = open_model(baseline, of_baseline, argument="--baseline", option="--weights-baseline")
@@ -106,7 +107,7 @@ def benchmark(
             calls=calls,
             warmup=warmup,
             samples=samples,
-            names=names or None,
+            names=names or own_names(typed if baseline is None else [(baseline, of_baseline), *typed]),
             layers=layers,
             memory=memory,
             seed=seed,
@@ -162,6 +163,19 @@ def share_weights(
     for place, file in zip(factories, weights, strict=True):
         given[place] = file
     return given, of_baseline
+
+
+def own_names(typed: Sequence[tuple[str, Path | None]]) -> list[str] | None:
+    """What tells the models apart: files and functions by their names, else as typed; None where neither does.
+
+    >>> own_names([("nets/net.py:make", None), ("out/net.pt2", None)])
+    ['make', 'net.pt2']
+    """
+    whole = [spec if weights is None else str(weights) for spec, weights in typed]
+    for names in ([Path(one.rpartition(":")[2]).name for one in whole], whole):
+        if len(set(names)) == len(names) and all(names):
+            return names
+    return None
 
 
 def _is_factory(spec: str) -> bool:
