@@ -48,8 +48,8 @@ class Tally:
                 self.contender.notes.extend(self.matching.notes)
             outputs = self.matching.apply(outputs)
             pairs = list(zip(outputs, reference, strict=False))
-            sums = [(_power(exact), _power(exact.astype(np.float64) - found)) for found, exact in pairs]
-            power, noise = (np.array(column) for column in zip(*sums, strict=True))
+            power = np.array([_power(exact) for _, exact in pairs])
+            noise = np.array([_power(exact.astype(np.float64) - found) for found, exact in pairs])
             self.power = power if self.power is None else self.power + power
             self.noise = noise if self.noise is None else self.noise + noise
         if outputs and outputs[0].ndim == 2:

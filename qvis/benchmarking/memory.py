@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from qvis.benchmarking.contenders import Contender
 from qvis.benchmarking.peak import write_inputs
@@ -48,8 +50,11 @@ def _ask(command: list[str], folder: Path) -> tuple[int | None, str]:
         return None, f"running it in a process of its own took more than {SECONDS} seconds"
     except OSError as error:
         return None, f"no process could be started: {error}"
-    lines = done.stdout.splitlines()
-    found = json.loads(lines[-1]) if done.returncode == 0 and lines else {}
+    found: dict[str, Any] = {}
+    for line in done.stdout.splitlines():
+        # frameworks may print as well
+        with suppress(ValueError):
+            found = dict(json.loads(line)) if line.startswith("{") else found
     if "bytes" in found:
         return int(found["bytes"]), ""
     why = found.get("failed") or next(reversed(done.stderr.split("\n")[:-1]), "") or f"exit status {done.returncode}"

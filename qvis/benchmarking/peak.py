@@ -99,7 +99,7 @@ def main(arguments: list[str]) -> None:
             found: dict[str, int | str] = {"bytes": rise(Path(model), read_inputs(Path(inputs)), int(threads))}
     except Exception as error:  # each engine has its own kinds
         found = {"failed": f"{type(error).__name__}: {error}"}
-    print(json.dumps(found), file=printed, flush=True)
+    print(f"\n{json.dumps(found)}", file=printed, flush=True)
     # threads of frameworks may hang while the interpreter ends
     os._exit(0)
 
