@@ -60,6 +60,9 @@ def test_json_alone_is_on_stdout_and_paths_are_told_beside(folder: Path, capsys:
     assert all(one["calls"] == 3 for variant in document["variants"] for one in variant["latencies"])
     assert document["variants"][0]["answers"]["top1"] is not None
     assert 10 < document["variants"][1]["sqnr_db"] < 40
+    layers = document["variants"][1]["layers"]
+    assert [(layer["name"], layer["found"], layer["op"]) for layer in layers] == [(n, n, "Linear") for n in "024"]
+    assert all(10 < layer["sqnr_db"] < 60 for layer in layers)
     written = [line.removeprefix("wrote ") for line in output.err.splitlines()]
     assert written == [str(Path(f"out/benchmark.{end}")) for end in ("json", "html")]
 

@@ -257,19 +257,19 @@ def _compare(reference: Reference, contender: Contender, batches: Sequence[Batch
     pairs, names = _match(reference.analysis, analyze_network(network))
     if not pairs:
         return Layers(no_layers="no layer of it is known again in the baseline by its weights")
-    # of a file that has its normalizations still, one engine shows what comes before them, and another what is behind
-    own_norms = {layer.name for layer in network.layers if layer.norms}
+    # a file that has its normalizations still may show what comes before them, or what is behind: the nearer one counts
+    normalized = {layer.name for layer in reference.network.layers if layer.norms}
     unfolded = _before_norms(network)
     comparer = Comparer()
     for piece in _pieces(batches, contender.engine.fixed_batch):
         seen = look(contender, contender.arrange(piece))
         exact = reference.look(piece)
-        stored = reference.look(piece, folded=False) if own_norms else {}
+        stored = reference.look(piece, folded=False) if normalized else {}
         for name, found in pairs:
-            if name in reference.unfolded and found not in own_norms | unfolded:
-                comparer.left_out[found] = "the normalization behind it is folded in the file alone"
+            if name in reference.unfolded and found not in unfolded:
+                comparer.left_out[found] = "the normalization behind it could not be folded in the baseline"
                 continue
-            ways = [exact, stored] if found in own_norms else [exact]
+            ways = [exact, stored] if name in normalized else [exact]
             comparer.add(name, [way.get(name, ()) for way in ways], found, seen.get(found))
     errors = comparer.errors({layer.name: layer.op for layer in reference.network.layers})
     missing = {**dict.fromkeys(names, "no layer of the baseline has weights like these"), **comparer.left_out}
