@@ -374,13 +374,28 @@ def test_all_outputs_count_the_same() -> None:
     assert same.sqnr_db == np.inf
 
 
-def test_outputs_that_are_not_finite_are_told() -> None:
-    broken = scores_of([0, 1, 2, 3])
-    broken[2, 4] = np.nan
-    found = qvis.benchmark(table(broken), table(scores_of([0, 1, 2, 3])), data=numbers(4), **QUICK)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_outputs_that_are_not_finite_are_told(value: float) -> None:
+    exact = scores_of([0, 1, 2, 3])
+    broken = exact.copy()
+    broken[2, 4:] = value
+    found = qvis.benchmark(table(broken), table(exact), data=numbers(4), labels=[0, 1, 2, 3], **QUICK)
     assert found.variants[1].notes == ("Some of its outputs are NaN or infinite.",)
     assert found.variants[1].sqnr_db is not None
-    assert np.isnan(found.variants[1].sqnr_db)
+    assert not np.isfinite(found.variants[1].sqnr_db)
+    same = qvis.benchmark(table(broken), table(broken), data=numbers(4), **QUICK)
+    assert all(one.notes == ("Some of its outputs are NaN or infinite.",) for one in same.variants)
+    assert np.isnan(same.variants[1].sqnr_db or 0.0)
+
+
+def test_models_without_an_output_that_is_a_number_are_timed_all_the_same() -> None:
+    def model() -> Model:
+        return Model(Fake(lambda _: []))
+
+    found = qvis.benchmark(model(), model(), data=numbers(4), **QUICK).variants[1]
+    assert found.answers is None
+    assert np.isnan(found.sqnr_db or 0.0)
+    assert len(found.latencies) == 1
 
 
 def test_changed_samples_are_the_surest_and_come_with_all_answers_and_pictures() -> None:

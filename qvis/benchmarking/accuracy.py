@@ -48,8 +48,9 @@ class Tally:
                 self.contender.notes.extend(self.matching.notes)
             outputs = self.matching.apply(outputs)
             pairs = list(zip(outputs, reference, strict=False))
-            power = np.array([_power(exact) for _, exact in pairs])
-            noise = np.array([_power(exact.astype(np.float64) - found) for found, exact in pairs])
+            with np.errstate(invalid="ignore", over="ignore"):  # of infinite outputs, which are told of
+                power = np.array([_power(exact) for _, exact in pairs])
+                noise = np.array([_power(exact.astype(np.float64) - found) for found, exact in pairs])
             self.power = power if self.power is None else self.power + power
             self.noise = noise if self.noise is None else self.noise + noise
         if outputs and outputs[0].ndim == 2:
@@ -61,7 +62,9 @@ class Tally:
         if self.power is None or self.noise is None:
             return None
         used = self.power > 0
-        return decibels(1.0, float((self.noise[used] / self.power[used]).mean())) if used.any() else float("nan")
+        with np.errstate(invalid="ignore"):
+            shares = self.noise[used] / self.power[used]
+        return decibels(1.0, float(shares.mean())) if used.any() else float("nan")
 
 
 def _power(values: FloatArray) -> float:
@@ -225,7 +228,8 @@ def choose(scores: FloatArray) -> tuple[Classes, FloatArray]:
         shares = bool(np.all((scores >= 0) & (scores <= 1)))
         return positive.astype(np.int64), np.abs(scores[:, 0] - (0.5 if shares else 0.0))
     two = np.partition(scores.astype(np.float64), -2, axis=1)[:, -2:]
-    return scores.argmax(axis=1).astype(np.int64), two[:, 1] - two[:, 0]
+    with np.errstate(invalid="ignore"):
+        return scores.argmax(axis=1).astype(np.int64), two[:, 1] - two[:, 0]
 
 
 def rank(scores: FloatArray, labels: Classes) -> Classes:

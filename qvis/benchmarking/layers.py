@@ -142,8 +142,9 @@ class Sums:
     def add(self, exact: FloatArray, found: FloatArray) -> None:
         """Rows (positions, channels) of both."""
         exact = exact.astype(np.float64)
-        self.power += np.square(exact).sum(axis=0)
-        self.noise += np.square(exact - found).sum(axis=0)
+        with np.errstate(invalid="ignore", over="ignore"):
+            self.power += np.square(exact).sum(axis=0)
+            self.noise += np.square(exact - found).sum(axis=0)
 
     @property
     def sqnr_db(self) -> float:
