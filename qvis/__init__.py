@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from qvis.analysis.sensitivity import sensitivity
     from qvis.analysis.sizes import Compressibility
     from qvis.analysis.widths import BitWidths
+    from qvis.benchmarking.benchmark import benchmark
+    from qvis.benchmarking.records import Benchmark
     from qvis.equalization.equalize import equalize
     from qvis.equalization.result import Equalization
     from qvis.errors import (
@@ -42,7 +44,9 @@ if TYPE_CHECKING:
     from qvis.report.grids import compare_grids
 
 _HOMES = {
+    "Benchmark": "qvis.benchmarking.records",
     "BitWidths": "qvis.analysis.widths",
+    "benchmark": "qvis.benchmarking.benchmark",
     "bit_widths": "qvis.analysis.bit_widths",
     "Compressibility": "qvis.analysis.sizes",
     "Equalization": "qvis.equalization.result",
@@ -71,6 +75,7 @@ _HOMES = {
 
 __all__ = [
     "BadArgumentError",
+    "Benchmark",
     "BitWidths",
     "Compressibility",
     "Equalization",
@@ -85,6 +90,7 @@ __all__ = [
     "UnsupportedModelError",
     "__version__",
     "analyze",
+    "benchmark",
     "bit_widths",
     "compare_grids",
     "compressibility",

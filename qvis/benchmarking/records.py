@@ -131,7 +131,7 @@ class ChangedSample:
     variant: int
     """Its place in :attr:`Benchmark.variants`."""
     index: int
-    """The place of the sample in the data."""
+    """The place of the sample among those that were taken of the data."""
     label: int | None
     baseline: int
     """What the baseline answered."""

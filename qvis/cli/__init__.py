@@ -14,7 +14,20 @@ from typing import Annotated
 
 import typer
 
-from qvis.cli import bits, check, compare, compress, demo, equalize, grids, image, quantize, report, sensitivity
+from qvis.cli import (
+    benchmark,
+    bits,
+    check,
+    compare,
+    compress,
+    demo,
+    equalize,
+    grids,
+    image,
+    quantize,
+    report,
+    sensitivity,
+)
 from qvis.version import __version__
 
 INTERRUPTED = 130
@@ -65,6 +78,7 @@ for name, command, examples in (
     ("grids", grids.grids, grids.EXAMPLES),
     ("compare", compare.compare, compare.EXAMPLES),
     ("quantize", quantize.quantize, quantize.EXAMPLES),
+    ("benchmark", benchmark.benchmark, benchmark.EXAMPLES),
     ("check", check.check, check.EXAMPLES),
     ("image", image.image, image.EXAMPLES),
     ("demo", demo.demo, demo.EXAMPLES),
