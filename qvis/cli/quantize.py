@@ -22,7 +22,7 @@ EXAMPLES = (
     "qvis quantize --model net.py:make --weights trained.pt --output net.pt2 --method quantization_aware --bits 4 "
     "--train-data train.npz --epochs 10",
 )
-SHOWN = 12
+SHOWN = 6
 """So many operations that compute with floats are named on the terminal."""
 
 
@@ -130,19 +130,34 @@ def quantize(
         )
         losses = f"loss from {first.loss:.4f} to {last.loss:.4f}"
         print(f"{count(last.number, 'epoch')}: {losses}{right}, on the training data.")
-    kinds = dict.fromkeys(one.kind for one in made.contents.leftovers)
-    for kind in kinds:
-        names = [visible(one.layer or one.name) for one in made.contents.leftovers if one.kind == kind]
-        print(f"  {kind} in float: {listed_names(names, SHOWN)}")
+    for kind, how in dict.fromkeys((one.kind, one.arithmetic) for one in made.contents.leftovers):
+        same = [one for one in made.contents.leftovers if (one.kind, one.arithmetic) == (kind, how)]
+        names = listed_names([visible(one.layer or one.name) for one in same], SHOWN)
+        print(f"  {kind} {'on integer weights, in float' if how == 'hybrid' else 'in float'}: {names}")
     print(
         *map(visible, (*made.notes, *made.contents.notes)),
         sep="\n",
         end="\n" if made.notes or made.contents.notes else "",
     )
     print("", made.path, sep="\n")
-    data = calibration_data or train_data
-    then = f"qvis benchmark --model {shlex.quote(str(output))} --baseline {shlex.quote(model)}"
-    print(f"Measure it: {then}{f' --data {shlex.quote(data)}' if data else ''}", file=sys.stderr)
+    print(f"Measure it: {measuring(model, weights, output, calibration_data or train_data)}", file=sys.stderr)
+
+
+def measuring(model: str, weights: Path | None, output: Path, data: str | None) -> str:
+    """The command that measures what was made beside the model.
+
+    >>> measuring("net.py:make", Path("net.pt"), Path("net.onnx"), "val.npz")
+    'qvis benchmark --model net.onnx --baseline net.py:make --weights net.pt --data val.npz'
+    >>> measuring("net.py:make", Path("net.pt"), Path("net.safetensors"), None)
+    'qvis benchmark --model net.py:make --weights net.safetensors --baseline net.py:make --weights-baseline net.pt'
+    """
+    if output.suffix == ".safetensors":  # weights alone, for which the factory makes the model
+        parts = ["--model", model, "--weights", output, "--baseline", model]
+        parts += [] if weights is None else ["--weights-baseline", weights]
+    else:
+        parts = ["--model", output, "--baseline", model, *([] if weights is None else ["--weights", weights])]
+    parts += [] if data is None else ["--data", data]
+    return shlex.join(["qvis", "benchmark", *map(str, parts)])
 
 
 def read_bits(typed: str | None) -> int | str | None:
