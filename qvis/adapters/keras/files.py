@@ -13,11 +13,13 @@ import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from qvis.adapters.checkpoint.stored import reading
 from qvis.adapters.keras import config as keras_config
 from qvis.adapters.keras.units import Collector
+from qvis.adapters.quiet import quietly
 from qvis.adapters.rewritten import Rewritten
 from qvis.errors import BadArgumentError, NoGraphError, NotRunnableError, UnsupportedModelError
 from qvis.layers import FloatArray, Graph, Network
@@ -165,12 +167,17 @@ def multipliable(model: Path, network: Network) -> list[str]:
 
 def _load(path: Path, refuse: Callable[[str], Exception]) -> Any:
     """The model in a file. Keras runs no code out of a file in its safe mode, and then loads only classes it knows."""
+    from qvis.adapters.keras import keras_2
+
     try:
-        import keras
+        with quietly():
+            import keras
     except ImportError as error:
         raise refuse(f"{str(path)!r} can only be run with Keras; install keras and tensorflow") from error
     try:
-        return keras.models.load_model(path, compile=False, safe_mode=True)
+        with quietly(), TemporaryDirectory() as folder:
+            file = keras_2.write_modern(path, Path(folder)) if keras_2.was_written(path) else path
+            return keras.models.load_model(file, compile=False, safe_mode=True)
     except Exception as error:
         from qvis.adapters.keras.outputs import first_line
 
