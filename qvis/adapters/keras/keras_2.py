@@ -7,6 +7,7 @@ the file; one that has an effect would make another model of it, and is refused.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,24 +15,20 @@ from typing import Any
 
 _ANY = object()
 _NO_EFFECT: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(
-        ("DepthwiseConv1D", "DepthwiseConv2D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"), {"groups": 1}
-    ),
-    # These belong to a kernel that a separable convolution does not have: its own two have arguments of their own.
-    **dict.fromkeys(
-        ("SeparableConv1D", "SeparableConv2D"),
-        {"groups": 1, "kernel_initializer": _ANY, "kernel_regularizer": _ANY, "kernel_constraint": _ANY},
-    ),
-    **dict.fromkeys(
-        ("SimpleRNN", "LSTM", "GRU", "RNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"), {"time_major": False}
-    ),
-    **dict.fromkeys(
-        ("SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"), {"noise_shape": None, "trainable": _ANY}
-    ),
+    r"DepthwiseConv\dD|Conv\dDTranspose": {"groups": 1},
+    # The last three belong to a kernel that it does not have: its own two have arguments of their own.
+    r"SeparableConv\dD": {
+        "groups": 1,
+        "kernel_initializer": _ANY,
+        "kernel_regularizer": _ANY,
+        "kernel_constraint": _ANY,
+    },
+    r"SimpleRNN|LSTM|GRU|RNN|ConvLSTM\dD": {"time_major": False},
+    r"SpatialDropout\dD": {"noise_shape": None, "trainable": _ANY},
+    # How layers that change pictures at random in training draw.
+    r"Random\w+": {"rng_type": _ANY},
 }
 """Arguments that Keras 3 does not take, with the value that means nothing there either, by the class of the layer."""
-_RANDOM = {"rng_type": _ANY}
-"""The same for all layers that change pictures at random in training: how they draw."""
 
 
 def was_written(path: Path) -> bool:
@@ -58,7 +55,8 @@ def write_modern(path: Path, folder: Path) -> Path:
     with h5py.File(path, "r") as file:
         config = json.loads(_text(file.attrs["model_config"]))
     for kind, inner in _layers(config):
-        for argument, value in (_RANDOM if kind.startswith("Random") else _NO_EFFECT.get(kind, {})).items():
+        known = next((values for kinds, values in _NO_EFFECT.items() if re.fullmatch(kinds, kind)), {})
+        for argument, value in known.items():
             if argument in inner and value is not _ANY and inner[argument] != value:
                 raise ValueError(
                     f"its layer {inner.get('name', kind)!r} has {argument}={inner[argument]!r}, and Keras 3 has no "

@@ -19,7 +19,8 @@ from qvis.adapters.matrices import Part, along
 from qvis.adapters.matrices import layer as layer_of
 from qvis.adapters.tflite import names
 from qvis.adapters.tflite.flatbuffer import Table
-from qvis.adapters.tflite.parts import OPERATORS, RULES, Operator
+from qvis.adapters.tflite.operators import OPERATORS
+from qvis.adapters.tflite.parts import RULES, Operator
 from qvis.adapters.values import Grid, Loader, Tensor, Value, dequantize, mapped, reshape, transpose
 from qvis.errors import BadArgumentError, NotRunnableError, QvisError
 from qvis.layers import Layer, Network, Skipped
@@ -44,6 +45,12 @@ def read(path: Path) -> Network:
     BadArgumentError
         The file is damaged, or no TensorFlow Lite model.
     """
+    walk = walked(path)
+    return Network(path.stem, "TensorFlow Lite", walk.finish(), tuple(walk.skipped.values()), walk.parameters())
+
+
+def walked(path: Path) -> Walk:
+    """Walk all graphs of a file; see :func:`read`."""
     try:
         data = mapped(path, 0, path.stat().st_size)
         if not data:
@@ -53,10 +60,10 @@ def read(path: Path) -> Network:
         model = Table.root(data)
         if model.number(0, "I") != 3:
             raise ValueError(f"it is of version {model.number(0, 'I')}, and only 3 is known")
-        walk = _Walk(path, len(data), model)
+        walk = Walk(path, len(data), model)
         for graph in model.tables(2):
             walk.graph(graph)
-        return Network(path.stem, "TensorFlow Lite", walk.finish(), tuple(walk.skipped.values()), walk.parameters())
+        return walk
     except QvisError:
         raise
     except _MALFORMED as error:
@@ -79,7 +86,7 @@ def runner(model: Path, network: Network, loss: object = None) -> NoReturn:  # n
     )
 
 
-_TYPES = {
+TYPES = {
     0: "float32",
     1: "float16",
     2: "int32",
@@ -108,7 +115,7 @@ _TYPES = {
 
 
 @dataclass
-class _Walk:
+class Walk:
     """What is gathered from the graphs of a model."""
 
     path: Path
@@ -122,6 +129,10 @@ class _Walk:
     others: list[tuple[Hashable, Value]] = field(default_factory=list)
     order: list[Hashable] = field(default_factory=list)
     taken: set[str] = field(default_factory=set)
+    uses: dict[int, list[Hashable]] = field(default_factory=dict)
+    """The keys in :attr:`layers` of the weights that an operator uses, by its place in the model."""
+    operators: int = 0
+    """How many were walked."""
 
     def __post_init__(self) -> None:
         self.buffers = self.model.tables(4)
@@ -145,6 +156,7 @@ class _Walk:
         for table in graph.tables(3):
             inputs, outputs = (tuple(table.numbers(number, "<i4")) for number in (1, 2))
             operator = Operator(self.codes[table.number(0, "I")], inputs, outputs, table.table(4))
+            self.operators += 1
             given = [find(index) for index in inputs]
             passed = _pass_on(operator, given)
             if passed is not None and outputs:
@@ -158,11 +170,11 @@ class _Walk:
     def _constant(self, table: Table) -> Value | None:
         """A tensor that has numbers in the file, as they are stored."""
         where = table.number(2, "I")
-        kind = _TYPES.get(table.number(1, "b"), f"number {table.number(1, 'b')}")
+        kind = TYPES.get(table.number(1, "b"), f"number {table.number(1, 'b')}")
         shape = tuple(table.numbers(0, "<i4"))
         if where == 0 or min(shape, default=0) < 0 or table.number(5, "b"):
             return None
-        start, end = self._span(self.buffers[where])
+        start, end = self.span(self.buffers[where])
         if start == end:
             return None
         name = table.text(3)
@@ -180,7 +192,8 @@ class _Walk:
         grid = None if quantization is None or value.floating else self._grid(tensors, quantization, value)
         return value if grid is None else dequantize(value, grid) or value
 
-    def _span(self, buffer: Table) -> tuple[int, int]:
+    def span(self, buffer: Table) -> tuple[int, int]:
+        """Where in the file the numbers of a buffer begin and end."""
         start, count = buffer.vector(0, 1)
         offset, size = buffer.number(1, "Q"), buffer.number(2, "Q")
         if offset > 1:  # in a file of more than 2 GB, behind the part that FlatBuffers can reach
@@ -232,6 +245,7 @@ class _Walk:
 
     def _add(self, op: str, part: Part, outputs: list[str]) -> None:
         key = (part.value.key, part.label)
+        self.uses.setdefault(self.operators - 1, []).append(key)
         name = names.choose(part.value.tensor.name, outputs) + (f".{part.label}" if part.label else "")
         known = self.layers.get(key)
         if known is None:

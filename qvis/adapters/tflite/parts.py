@@ -10,36 +10,6 @@ from qvis.adapters.matrices import Part, along
 from qvis.adapters.tflite.flatbuffer import Table
 from qvis.adapters.values import Value
 
-OPERATORS = {
-    3: "CONV_2D",
-    4: "DEPTHWISE_CONV_2D",
-    6: "DEQUANTIZE",
-    7: "EMBEDDING_LOOKUP",
-    9: "FULLY_CONNECTED",
-    16: "LSTM",
-    22: "RESHAPE",
-    24: "RNN",
-    27: "SVDF",
-    33: "EMBEDDING_LOOKUP_SPARSE",
-    35: "UNIDIRECTIONAL_SEQUENCE_RNN",
-    36: "GATHER",
-    39: "TRANSPOSE",
-    43: "SQUEEZE",
-    44: "UNIDIRECTIONAL_SEQUENCE_LSTM",
-    46: "BIDIRECTIONAL_SEQUENCE_RNN",
-    52: "BIDIRECTIONAL_SEQUENCE_LSTM",
-    53: "CAST",
-    67: "TRANSPOSE_CONV",
-    70: "EXPAND_DIMS",
-    114: "QUANTIZE",
-    118: "IF",
-    119: "WHILE",
-    126: "BATCH_MATMUL",
-    132: "CONV_3D",
-    141: "CONV_3D_TRANSPOSE",
-}
-"""The numbers of the operators that qvis knows."""
-
 
 @dataclass(frozen=True)
 class Operator:
