@@ -52,7 +52,7 @@ CELLS = (
     Cell("keras", "dynamic_range", ".tflite", "tflite", ("tensorflow",)),
     Cell("keras", "float16", ".tflite", "tflite", ("tensorflow",), bits=(16,), granularities=("tensor",)),
     Cell("keras", "post_training", ".tflite", "tflite", ("tensorflow",), "calibration"),
-    Cell("keras", "int16x8", ".tflite", "tflite", ("tensorflow",), "calibration"),
+    Cell("keras", "int16x8", ".tflite", "tflite", ("tensorflow",), "calibration", granularities=("channel",)),
     Cell(
         "keras", "quantization_aware", ".tflite", "keras_training", ("tensorflow",), "training", (8, 7, 6, 5, 4, 3, 2)
     ),

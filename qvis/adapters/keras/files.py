@@ -16,9 +16,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from qvis.adapters.checkpoint.stored import reading
 from qvis.adapters.keras import config as keras_config
-from qvis.adapters.keras.units import Collector
+from qvis.adapters.keras.units import Collector, Unit
 from qvis.adapters.quiet import quietly
 from qvis.adapters.rewritten import Rewritten
 from qvis.errors import BadArgumentError, NoGraphError, NotRunnableError, UnsupportedModelError
@@ -66,18 +68,42 @@ def read(model: Path) -> Network:
         The file is damaged, encrypted, holds no weights or is of another kind.
     """
     with reading(model, "damaged, or no file of Keras", _WAY_OUT):
-        if model.is_dir():
-            config, version = _text(model / _CONFIG), _text(model / _METADATA)
-            return _network(model, _open(model / _WEIGHTS), config, version)
-        with model.open("rb") as file:
-            start = file.read(len(_HDF5))
-        if start == _HDF5:
-            return _network(model, _open(model), None, None)
-        if not start.startswith(b"PK"):
-            what = "is empty" if not start else "is neither a .keras nor an HDF5 file, whatever its name says"
-            raise BadArgumentError(f"model: {str(model)!r} {what}; {_WAY_OUT}")
-        with zipfile.ZipFile(model) as archive:
-            return _unpack(model, archive)
+        return _network(model, *_opened(model))
+
+
+def stored_bytes(model: Path) -> dict[str, int]:
+    """How many bytes the variables of a file's layers take, by type; the optimizer's are left out.
+
+    Raises
+    ------
+    BadArgumentError
+        See :func:`read`.
+    """
+    found: dict[str, int] = {}
+    with reading(model, "damaged, or no file of Keras", _WAY_OUT):
+        root, config, _ = _opened(model)
+        units, _ = _units(model, root, config)
+    variables = {one.key: one for unit in units for one in unit.variables}
+    for one in variables.values():
+        width = 2 if one.dtype == "bfloat16" else np.dtype(one.dtype).itemsize
+        found[one.dtype] = found.get(one.dtype, 0) + one.size * width
+    return found
+
+
+def _opened(model: Path) -> tuple[h5py.File, Any, Any]:
+    """The file of the weights, the configuration, and what else the file says about itself."""
+    if model.is_dir():
+        config, version = _text(model / _CONFIG), _text(model / _METADATA)
+        return _open(model / _WEIGHTS), config, version
+    with model.open("rb") as file:
+        start = file.read(len(_HDF5))
+    if start == _HDF5:
+        return _with_config(_open(model))
+    if not start.startswith(b"PK"):
+        what = "is empty" if not start else "is neither a .keras nor an HDF5 file, whatever its name says"
+        raise BadArgumentError(f"model: {str(model)!r} {what}; {_WAY_OUT}")
+    with zipfile.ZipFile(model) as archive:
+        return _unpack(model, archive)
 
 
 def graph(model: Path, example: Batch | None = None) -> Graph:
@@ -187,7 +213,7 @@ def _load(path: Path, refuse: Callable[[str], Exception]) -> Any:
         ) from error
 
 
-def _unpack(path: Path, archive: zipfile.ZipFile) -> Network:
+def _unpack(path: Path, archive: zipfile.ZipFile) -> tuple[h5py.File, Any, Any]:
     entries = {entry.filename: entry for entry in archive.infolist()}
     if any(entry.flag_bits & 1 for entry in entries.values()):
         raise BadArgumentError(f"model: {str(path)!r} is encrypted; unpack it with its password, then pack it without")
@@ -203,20 +229,24 @@ def _unpack(path: Path, archive: zipfile.ZipFile) -> Network:
         return json.loads(archive.read(entries[name]))
 
     weights = _Section.of(path, entries[_WEIGHTS]) or io.BytesIO(archive.read(entries[_WEIGHTS]))
-    return _network(path, _open(weights), text(_CONFIG), text(_METADATA))
+    return _open(weights), text(_CONFIG), text(_METADATA)
+
+
+def _units(path: Path, root: h5py.File, config: Any) -> tuple[list[Unit], list[keras_config.Spec]]:
+    """The layers with weights, and what the configuration says of all layers."""
+    from qvis.adapters.keras.h5 import File
+
+    specs = keras_config.specs(config) if config is not None else []
+    units = File(root, specs, partial(reading, path, "damaged", _WAY_OUT)).units()
+    if units is None:
+        raise BadArgumentError(f"model: {str(path)!r} is an HDF5 file without weights that Keras wrote; {_WAY_OUT}")
+    return units, specs
 
 
 def _network(path: Path, root: h5py.File, config: Any, metadata: Any) -> Network:
-    from qvis.adapters.keras.h5 import File, attribute
+    from qvis.adapters.keras.h5 import attribute
 
-    if config is None:
-        stored = attribute(root, "model_config")
-        config = json.loads(stored) if isinstance(stored, str) else None
-    specs = keras_config.specs(config) if config is not None else []
-    guard = partial(reading, path, "damaged", _WAY_OUT)
-    units = File(root, specs, guard).units()
-    if units is None:
-        raise BadArgumentError(f"model: {str(path)!r} is an HDF5 file without weights that Keras wrote; {_WAY_OUT}")
+    units, specs = _units(path, root, config)
     found = Collector()
     for spec in specs:
         if spec.op == "Lambda":
@@ -229,6 +259,14 @@ def _network(path: Path, root: h5py.File, config: Any, metadata: Any) -> Network
     version = metadata.get("keras_version") if isinstance(metadata, dict) else None
     version = version or attribute(root, "keras_version") or attribute(root.get("model_weights", root), "keras_version")
     return found.network(name, f"Keras {version}" if isinstance(version, str) else "Keras")
+
+
+def _with_config(root: h5py.File) -> tuple[h5py.File, Any, Any]:
+    """An HDF5 file that is all there is, with the configuration that it holds."""
+    from qvis.adapters.keras.h5 import attribute
+
+    stored = attribute(root, "model_config")
+    return root, json.loads(stored) if isinstance(stored, str) else None, None
 
 
 def _text(path: Path) -> Any:

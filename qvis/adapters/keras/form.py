@@ -68,8 +68,19 @@ class Form:
                 for name, (_, one) in zip(_named(names), found, strict=True)
             )
 
+    @property
+    def knows_inputs(self) -> bool:
+        """Whether the model itself says what it takes."""
+        return self._nest is not None
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The only number of samples that the model takes at once; None where any will do."""
+        sizes = {one.shape[0] for one in self.inputs if one.shape}
+        return next((size for size in sizes if size is not None), None)
+
     def arrays(self, batch: Batch) -> list[AnyArray]:
-        """The arrays of a batch, one for each of :attr:`inputs`.
+        """The arrays of a batch, one for each of :attr:`inputs`, with any number of samples.
 
         Raises
         ------
@@ -96,7 +107,7 @@ class Form:
             )
         arrays = [np.asarray(one).astype(to.dtype, copy=False) for one, to in zip(found, self.inputs, strict=True)]
         for array, to in zip(arrays, self.inputs, strict=True):
-            if not fits(array.shape, to.shape):
+            if not fits(array.shape[1:], to.shape[1:]) or array.ndim != len(to.shape):
                 raise BadArgumentError(
                     f"data: the model's input {to.name!r} is {_spelled(to.shape)}, and a batch has "
                     f"{_spelled(array.shape)}"
