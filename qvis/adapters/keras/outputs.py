@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ _WAY_OUT = "give a model that ends before them"
 def arrange(model: Any, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The inputs as tensors, in the form in which the model takes them.
 
-    A functional model takes one argument, a nest of all its inputs; they may be given one by one as well.
+    A functional model takes one argument, a nest of all its inputs; they may be given one by one as well. Another model
+    may take a dictionary of them.
     """
     args, kwargs = to_tensors(tuple(batch.args)), to_tensors(dict(batch.kwargs))
     kwargs.pop("training", None)
@@ -43,7 +45,18 @@ def arrange(model: Any, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
             args, kwargs = (kwargs,), {}
     elif expected is not None and not args and list(kwargs) == [getattr(expected, "name", None)]:
         args, kwargs = tuple(kwargs.values()), {}
+    elif expected is None and kwargs and not args and not _takes(model.call, kwargs):
+        args, kwargs = (kwargs,), {}
     return args, kwargs
+
+
+def _takes(call: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a function can be called with arguments of these names."""
+    try:
+        signature(call).bind(**kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def to_tensors(value: Any) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from qvis.adapters.keras.tap import untouched
 from qvis.adapters.quiet import quietly
 from qvis.adapters.tflite.program import Program, read_program
 from qvis.errors import BadArgumentError, UnsupportedModelError
+from qvis.quantization.contents import Arithmetic
 from qvis.quantization.engines.keras import check_runnable
 from qvis.quantization.engines.outputs import in_parts
+from qvis.quantization.engines.tflite import arithmetic
 from qvis.quantization.methods import Epoch, Job
 from qvis.words import listed_names
 
@@ -31,6 +34,9 @@ SMALLEST = 1024
 _MARK = "qvis_layer_"
 _MARKED = re.compile(rf"{_MARK}(\d+)(?:_\d+)?")
 """The scope in which a layer is traced."""
+_READ = re.compile(r"(/Shape)?/ReadVariableOp(_\d+)?/resource(?=\d*$)")
+"""What is put behind the name of a variable that became a constant."""
+_CONTROL = ("While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase")
 _WITH_FLOAT = ("post_training",)
 """Methods that can leave layers in float."""
 
@@ -106,7 +112,7 @@ def convert(job: Job, target: Path) -> tuple[Epoch, ...]:
             raise _refusal(failure) from failure.__cause__
         job.notes.append("the file takes one sample at a time: the model has a loop, such as that of an LSTM")
     target.write_bytes(content)
-    _note_leftovers(job, read_program(target))
+    _judge(job, read_program(target))
     return ()
 
 
@@ -118,13 +124,36 @@ def _convert(job: Job, form: Form, inputs: Sequence[Input]) -> bytes:
     """The file's bytes for inputs of these shapes."""
     with quietly(), untouched(layer for _, _, layer in walk(job.model)):
         marks = _Marks(job.model)
-        marks.set()
+        marks.place()
+        if job.cell.needs:
+            _unroll(job.model)
         names, function = _traced(form, inputs)
+        if job.cell.needs:
+            _check_straight(function)
         try:
             found = _quantized(function, job, _samples(job, form, inputs), marks)
         except Exception as error:  # the converter has no class of errors of its own that can be imported
-            raise _Failure(_reason(error)) from error
+            raise _Failure(_reason(error, marks)) from error
         return _finished(found, marks, [one.name for one in inputs], names)
+
+
+def _unroll(model: Any) -> None:
+    """Have recurrent layers be traced step by step: TensorFlow's calibration crashes where there are loops."""
+    for *_, layer in walk(model):
+        if hasattr(layer, "unroll") and hasattr(layer, "cell"):
+            object.__setattr__(layer, "unroll", True)
+
+
+def _check_straight(function: Any) -> None:
+    """Refuse loops and branches that are left, before they crash the process."""
+    definition = function.graph.as_graph_def()
+    nodes = [*definition.node, *(node for one in definition.library.function for node in one.node_def)]
+    found = [node.name for node in nodes if node.op in _CONTROL]
+    if found:
+        raise UnsupportedModelError(
+            f"model: it has loops or branches ({listed_names(found, 2)}), which TensorFlow cannot calibrate; give a "
+            "model without them, or use method='dynamic_range'"
+        )
 
 
 def _traced(form: Form, inputs: Sequence[Input]) -> tuple[list[str], Any]:
@@ -143,8 +172,8 @@ def _traced(form: Form, inputs: Sequence[Input]) -> tuple[list[str], Any]:
         return names, tf.function(run, input_signature=specs, autograph=False).get_concrete_function()
     except Exception as error:
         raise UnsupportedModelError(
-            f"model: TensorFlow cannot make a graph of it: {first_line(error)}; give a model whose call uses operations "
-            "of Keras or TensorFlow alone"
+            f"model: TensorFlow cannot make a graph of it: {first_line(error).split('. ')[0]}; give a model whose call "
+            "uses operations of Keras or TensorFlow alone"
         ) from error
 
 
@@ -175,8 +204,7 @@ def _quantized(function: Any, job: Job, samples: Callable[[], Iterator[Any]], ma
     from tensorflow.lite.python.convert import mlir_quantize
 
     kept = _in_layers(found, marks, floats)
-    found = mlir_quantize(found, disable_per_channel=job.granularity == "tensor", denylisted_nodes=kept)
-    return found
+    return bytes(mlir_quantize(found, disable_per_channel=job.granularity == "tensor", denylisted_nodes=kept))
 
 
 def _samples(job: Job, form: Form, inputs: Sequence[Input]) -> Callable[[], Iterator[Any]]:
@@ -220,7 +248,7 @@ class _Marks:
         self.order = list(self.layers)
         self.names = {id(layer): name or str(model.name) for name, _, layer in reversed(list(walk(model)))}
 
-    def set(self) -> None:
+    def place(self) -> None:
         """Have all layers be traced in their scopes, until :func:`untouched` puts their attributes back."""
         import tensorflow as tf
 
@@ -243,7 +271,7 @@ class _Marks:
             marked = list(_MARKED.finditer(part))
             last = marked[-1] if marked else None
             parts.append(self.names[self.order[int(last[1])]] + part[last.end() :] if last else part)
-        return ";".join(parts)
+        return ";".join(_READ.sub("", part) for part in parts)
 
 
 def _holds_variables(layer: Any) -> bool:
@@ -270,6 +298,11 @@ def _in_layers(content: bytes, marks: _Marks, layers: set[int]) -> list[str]:
 
     graph = convert_bytearray_to_object(content).subgraphs[0]
     names = [tensor.name.decode() for tensor in graph.tensors]
+    made = {-1, *graph.inputs, *(place for step in graph.operators for place in step.outputs)}
+
+    def constant(places: Sequence[int]) -> list[int]:
+        return [place for place in places if place not in made]
+
     return [
         names[step.outputs[0]]
         for step in graph.operators
@@ -316,24 +349,50 @@ def _finished(content: bytes, marks: _Marks, inputs: Sequence[str], outputs: Seq
     return bytes(convert_object_to_bytearray(model))
 
 
-def _note_leftovers(job: Job, program: Program) -> None:
-    """Say what stayed in float though it was not asked for, and why."""
-    wanted = {"dynamic_range": "int8", "post_training": "int8", "int16x8": "int8"}.get(job.cell.method)
-    if wanted is None or job.in_float():
+def _judge(job: Job, program: Program) -> None:
+    """Say what stayed in float though it was not asked for.
+
+    Raises
+    ------
+    UnsupportedModelError
+        All of it did.
+    """
+    method = job.cell.method
+    if method == "float16":
         return
-    layers = {layer.name: layer for step in program.steps for layer in step.layers if layer.dtype == "float32"}
-    small = [name for name, layer in layers.items() if _numbers(layer.shape) < SMALLEST]
-    if small and job.cell.method == "dynamic_range":
+    layers = {layer.name: layer for step in program.steps for layer in step.layers}
+    left = [name for name, layer in layers.items() if layer.dtype.startswith("float")]
+    kinds = {step.kind for step in program.steps for layer in step.layers if layer.name in left}
+    small = method == "dynamic_range" and [name for name in left if prod(layers[name].shape) < SMALLEST]
+    if len(left) == len(layers):
+        why = (
+            f"its weights have fewer than {SMALLEST} numbers each, which {method} leaves in float; use "
+            "method='post_training'"
+            if small and len(small) == len(left)
+            else f"TensorFlow Lite has no integer version of {listed_names(sorted(kinds))}; use method='float16'"
+        )
+        raise UnsupportedModelError(f"model: nothing of it can be quantized: {why}")
+    if small:
         job.notes.append(
             f"{listed_names(small)}: left in float by TensorFlow, as are all weights of fewer than {SMALLEST} numbers"
         )
+    if method == "dynamic_range":
+        return
+    asked = tuple(_names_left(job))
+    others = [
+        f"{step.layers[0].name if step.layers else step.name} ({step.kind})"
+        for step in program.steps
+        if arithmetic(step) in (Arithmetic.HYBRID, Arithmetic.FLOAT)
+        and not (step.layers[0].name if step.layers else step.name).startswith(asked or ("\0",))
+    ]
+    if others:
+        job.notes.append(f"{listed_names(others)}: left in float, since TensorFlow Lite has no integer version")
 
 
-def _numbers(shape: Sequence[int]) -> int:
-    size = 1
-    for one in shape:
-        size *= one
-    return size
+def _names_left(job: Job) -> list[str]:
+    """The Keras layers that stay in float as a whole, by name."""
+    held = _floats(job)
+    return [name for name, _, layer in walk(job.model) if id(layer) in held and name]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -344,6 +403,18 @@ def _refusal(failure: _Failure) -> UnsupportedModelError:
     return UnsupportedModelError(f"model: {failure}")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, marks: _Marks) -> str:
     """What the converter stumbled over, in one line."""
-    return str(error)
+    missing: dict[str, list[str]] = {}
+    for one in getattr(error, "errors", ()):
+        places = [call.name for call in one.location.call if call.name]
+        if one.operator.name:
+            where = missing.setdefault(one.operator.name.removeprefix("tf."), [])
+            where.extend(marks.clear(place) for place in places[:1])
+    if missing:
+        spelled = [f"{name} ({listed_names(places)})" if places else name for name, places in missing.items()]
+        return (
+            f"TensorFlow Lite has no {listed_names(spelled)}; give a model without, or one that ends before it or "
+            "begins after it"
+        )
+    return f"TensorFlow's converter fails: {first_line(error)}"

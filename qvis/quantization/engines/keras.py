@@ -139,8 +139,9 @@ class KerasEngine:
             except (BadArgumentError, NotRunnableError):
                 raise
             except Exception as error:
+                reason = first_line(error).split(". ")[0]
                 raise NotRunnableError(
-                    f"model: running it fails with {type(error).__name__}: {first_line(error)}"
+                    f"model: running it as a graph fails with {type(error).__name__}: {reason}"
                 ) from error
         return self._graphs[key]
 

@@ -40,13 +40,13 @@ def inspect(path: Path) -> Contents:
     """
     program = read_program(path)
     operations = [
-        Operation(step.name, step.kind, _arithmetic(step), step.layers[0].name if step.layers else "")
+        Operation(step.name, step.kind, arithmetic(step), step.layers[0].name if step.layers else "")
         for step in program.steps
     ]
     return Contents(tuple(operations), program.bytes_by_type, path.stat().st_size)
 
 
-def _arithmetic(step: Step) -> Arithmetic:
+def arithmetic(step: Step) -> Arithmetic:
     """What an operator computes with, by the types of what flows through it."""
     if step.kind in MOVING or (step.kind in _TABLES and not step.layers):
         return Arithmetic.NONE
@@ -152,7 +152,7 @@ class LiteRT:
     def look(self, batch: Batch) -> Mapping[str, Looked]:
         """What each layer put out, by its name in this file.
 
-        Left out are layers inside of loops, and those that only a file can be read for: the model must be one.
+        Left out are layers inside of loops, and those that are applied more than once.
         """
         if not isinstance(self._model, Path):
             raise NotRunnableError("model: what its layers put out can only be told for a file; give its path")
@@ -160,17 +160,22 @@ class LiteRT:
         interpreter = self._start(keep=True)
         seen: dict[str, list[AnyArray]] = {name: [] for name in shown}
         shapes: list[tuple[int, ...]] = []
-        for part in in_parts(self._arrays(batch), batch.size, self.fixed_batch):
+        given = in_parts(self._arrays(batch), batch.size, self.fixed_batch)
+        for part in given:
             shapes = self._give(interpreter, part, shapes)
             with quietly():
                 interpreter.invoke()
+            samples = len(next(one for one in part if one.ndim))
             for name, step in shown.items():
-                seen[name].append(_values(interpreter, step.outputs[0].index))
+                values = _by_sample(_values(interpreter, step.outputs[0].index), step, samples)
+                if len(values) == samples:  # else they are arranged otherwise, as for a dilated convolution
+                    seen[name].append(values)
         found = {}
         for name, parts in seen.items():
-            values = np.asarray(joined([[one] for one in parts], batch.size)[0], np.float32)
-            axis = values.ndim - (2 if _is_left(shown[name]) else 1)
-            found[name] = Looked(values, axis, shown[name].activation)
+            if len(parts) == len(given):
+                values = np.concatenate(parts).astype(np.float32)[: batch.size]
+                axis = values.ndim - (2 if _is_left(shown[name]) else 1)
+                found[name] = Looked(values, axis, shown[name].activation)
         return found
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -282,12 +287,23 @@ def _gather(nest: Any, name: str, placed: list[Any], named: dict[str, Any]) -> N
 
 
 def _shown(program: Program) -> dict[str, Step]:
-    """The operators of the model itself that apply the weight of one layer, by its name; the first one of each."""
-    found: dict[str, Step] = {}
+    """The operators of the model itself that apply the weight of one layer, by its name, where there is just one."""
+    found: dict[str, list[Step]] = {}
     for step in program.steps:
-        if step.graph == 0 and len(step.layers) == 1 and step.outputs:
-            found.setdefault(step.layers[0].name, step)
-    return found
+        for layer in step.layers:
+            found.setdefault(layer.name, []).append(step)
+    return {
+        name: steps[0]
+        for name, steps in found.items()
+        if len(steps) == 1 and steps[0].graph == 0 and len(steps[0].layers) == 1 and steps[0].outputs
+    }
+
+
+def _by_sample(values: AnyArray, step: Step, samples: int) -> AnyArray:
+    """What a layer put out with the samples along the first axis; matrices have the places of all samples there."""
+    if step.kind == "FULLY_CONNECTED" and values.ndim == 2 and len(values) != samples and len(values) % samples == 0:
+        return values.reshape(samples, -1, values.shape[-1])
+    return values
 
 
 def _is_left(step: Step) -> bool:
