@@ -37,6 +37,7 @@ _MARKED = re.compile(rf"{_MARK}(\d+)(?:_\d+)?")
 _READ = re.compile(r"(/Shape)?/ReadVariableOp(_\d+)?/resource(?=\d*$)")
 """What is put behind the name of a variable that became a constant."""
 _CONTROL = ("While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase")
+_NO_PLACES = "which int16x8 of TensorFlow does not; use method='post_training' or 'dynamic_range'"
 _WITH_FLOAT = ("post_training",)
 """Methods that can leave layers in float."""
 
@@ -83,6 +84,9 @@ def check(job: Job) -> None:
             f"model: its input {text[0]!r} is text, which TensorFlow Lite does not take; give the model behind the "
             "layer that turns text into numbers"
         )
+    whole = [one.name for one in form.inputs if one.dtype.startswith(("int", "uint", "bool"))]
+    if whole and method == "int16x8":
+        raise UnsupportedModelError(f"model: its input {whole[0]!r} takes whole numbers, {_NO_PLACES}")
     for batch in job.calibration:
         form.arrays(batch)
 
@@ -132,6 +136,8 @@ def _convert(job: Job, form: Form, inputs: Sequence[Input]) -> bytes:
             _check_straight(function)
         try:
             found = _quantized(function, job, _samples(job, form, inputs), marks)
+        except UnsupportedModelError:
+            raise
         except Exception as error:  # the converter has no class of errors of its own that can be imported
             raise _Failure(_reason(error, marks)) from error
         return _finished(found, marks, [one.name for one in inputs], names)
@@ -293,31 +299,34 @@ def _floats(job: Job) -> set[int]:
 
 
 def _in_layers(content: bytes, marks: _Marks, layers: set[int]) -> list[str]:
-    """The tensors that operators of some layers return."""
+    """The tensors that operators of some layers return.
+
+    Raises
+    ------
+    UnsupportedModelError
+        A layer has none, so that it would not be left in float.
+    """
     from tensorflow.lite.tools.flatbuffer_utils import convert_bytearray_to_object
 
     graph = convert_bytearray_to_object(content).subgraphs[0]
     names = [tensor.name.decode() for tensor in graph.tensors]
-    made = {-1, *graph.inputs, *(place for step in graph.operators for place in step.outputs)}
-
-    def constant(places: Sequence[int]) -> list[int]:
-        return [place for place in places if place not in made]
-
-    return [
-        names[step.outputs[0]]
-        for step in graph.operators
-        if any(
-            marks.found(names[place]) & layers
-            for place in (*step.inputs, *step.outputs[:1])
-            if _is_own(step, place, graph)
+    flowing = {-1, *graph.inputs, *(place for step in graph.operators for place in step.outputs)}
+    seen: set[int] = set()
+    found = []
+    for step in graph.operators:
+        # what flows into an operator is of another one
+        own = [place for place in step.inputs if place not in flowing] + list(step.outputs[:1])
+        of = layers & {layer for place in own for layer in marks.found(names[place])}
+        if of:
+            seen |= of
+            found.append(names[step.outputs[0]])
+    lost = [marks.names[layer] for layer in layers if layer not in seen]
+    if lost:
+        raise UnsupportedModelError(
+            f"exclude: {listed_names(lost)} cannot be told from other operations in what TensorFlow makes of the "
+            "model, so that it cannot stay in float; exclude other layers"
         )
-    ]
-
-
-def _is_own(step: Any, place: int, graph: Any) -> bool:
-    """Whether a tensor tells which layer an operator is of: what it returns, and constants, but not what flows in."""
-    made = {index for one in graph.operators for index in one.outputs}
-    return place >= 0 and (place in step.outputs or place not in made)
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -333,6 +342,8 @@ def _finished(content: bytes, marks: _Marks, inputs: Sequence[str], outputs: Seq
     graph = model.subgraphs[0]
     for tensor in (tensor for one in model.subgraphs for tensor in one.tensors):
         tensor.name = marks.clear((tensor.name or b"").decode()).encode()
+    for name, place in zip(outputs, graph.outputs, strict=True):
+        graph.tensors[place].name = name.encode()
 
     def named(names: Sequence[str], places: Sequence[int]) -> list[Any]:
         found = []
@@ -386,7 +397,7 @@ def _judge(job: Job, program: Program) -> None:
         and not (step.layers[0].name if step.layers else step.name).startswith(asked or ("\0",))
     ]
     if others:
-        job.notes.append(f"{listed_names(others)}: left in float, since TensorFlow Lite has no integer version")
+        job.notes.append(f"{listed_names(others)}: left in float, which {method} of TensorFlow has no integers for")
 
 
 def _names_left(job: Job) -> list[str]:
@@ -417,4 +428,7 @@ def _reason(error: Exception, marks: _Marks) -> str:
             f"TensorFlow Lite has no {listed_names(spelled)}; give a model without, or one that ends before it or "
             "begins after it"
         )
-    return f"TensorFlow's converter fails: {first_line(error)}"
+    text = first_line(error)
+    if text.startswith("Max and min for dynamic tensors"):
+        return f"its {marks.clear(text.split()[-1])!r} takes whole numbers, {_NO_PLACES}"
+    return f"TensorFlow's converter fails: {text}"
