@@ -93,7 +93,7 @@ def test_it_is_quantized_like_any_other(tmp_path: Path) -> None:
         ((6, 6, 6, 2), [L.Conv3DTranspose(2, 2)]),
         ((5, 3), [L.Bidirectional(L.LSTM(4, return_sequences=True)), L.GRU(3, return_sequences=True), L.SimpleRNN(2)]),
         ((5, 3), [L.RNN([L.GRUCell(3), L.LSTMCell(2)])]),
-        ((3, 6, 6, 2), [L.ConvLSTM2D(2, 3)]),
+        ((3, 6, 6, 2), [L.ConvLSTM2D(2, 3, recurrent_activation="sigmoid")]),
         ((8, 8, 3), [L.RandomFlip(), L.RandomRotation(0.1), L.Resizing(4, 4), L.SpatialDropout2D(0.1), L.Flatten()]),
     ],
 )
@@ -123,6 +123,28 @@ def test_an_argument_that_has_an_effect_is_refused(kind: str, argument: str, val
         file.attrs["model_config"] = json.dumps(config)
     with pytest.raises(NotRunnableError, match=f"its layer 'odd' has {argument}={value}, and Keras 3 has no {kind}"):
         adapters.load(tmp_path / "model.h5")
+
+
+@pytest.mark.parametrize("inside", ["Functional", "Sequential"])
+@pytest.mark.parametrize("around", ["Functional", "Sequential"])
+def test_a_model_inside_of_a_model_is_called_where_it_was(inside: str, around: str, tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    one, other = keras.Input((8,)), keras.Input((8,), name="other")
+    dense = L.Dense(8, activation="relu")
+    inner = keras.Model(one, dense(one)) if inside == "Functional" else keras.Sequential([keras.Input((8,)), dense])
+    if around == "Functional":
+        model = keras.Model([one, other], L.Subtract()([inner(inner(one)), L.Dense(8)(inner(other))]))
+    else:
+        model = keras.Sequential([keras.Input((8,)), inner, L.Dense(2)])
+    x = np.random.default_rng(0).normal(size=(2, 4, 8)).astype("f4")
+    given = list(x) if around == "Functional" else x[0]
+    np.testing.assert_allclose(np.asarray(loaded(model, tmp_path)(given)), model(given).numpy(), rtol=0, atol=1e-5)
+
+
+def test_a_function_that_is_another_one_in_keras_3_is_refused(tmp_path: Path) -> None:
+    keras.Sequential([keras.Input((4,)), L.Dense(2, activation="hard_sigmoid", name="hard")]).save(tmp_path / "m.h5")
+    with pytest.raises(NotRunnableError, match="its layer 'hard' has the activation hard_sigmoid, which is another"):
+        adapters.load(tmp_path / "m.h5")
 
 
 def test_a_layer_that_keras_3_does_not_have_is_named(tmp_path: Path) -> None:

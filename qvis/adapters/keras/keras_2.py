@@ -1,7 +1,8 @@
 """Lets Keras 3 load whole models in HDF5 files that Keras 2 wrote.
 
 Keras 2 notes down arguments that the layers of Keras 3 do not take. Those that have no effect are left out of a copy of
-the file; one that has an effect would make another model of it, and is refused.
+the file; what would make another model of it is refused. Keras 2 also counts the calls of a model inside of a model
+from one, where Keras 3 counts from zero, and lists a single input or output.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ _NO_EFFECT: dict[str, dict[str, Any]] = {
 """Arguments that Keras 3 does not take, with the value that means nothing there either, by the class of the layer."""
 
 
+_MODELS = ("Functional", "Model", "Sequential")
+
+
 def was_written(path: Path) -> bool:
     """Whether it is an HDF5 file with a whole model of Keras 2."""
     import h5py
@@ -48,7 +52,7 @@ def write_modern(path: Path, folder: Path) -> Path:
     Raises
     ------
     ValueError
-        An argument that Keras 3 does not know has an effect.
+        It would be another model in Keras 3.
     """
     import h5py
 
@@ -63,6 +67,13 @@ def write_modern(path: Path, folder: Path) -> Path:
                     f"{kind} with that"
                 )
             inner.pop(argument, None)
+        if any("activation" in argument and "hard_sigmoid" in str(value) for argument, value in inner.items()):
+            raise ValueError(
+                f"its layer {inner.get('name', kind)!r} has the activation hard_sigmoid, which is another function in "
+                "Keras 3"
+            )
+        if "layers" in inner and "output_layers" in inner:
+            _count_from_zero(inner)
     copied = folder / path.name
     shutil.copyfile(path, copied)
     with h5py.File(copied, "r+") as file:
@@ -78,6 +89,32 @@ def _layers(config: Any) -> Iterator[tuple[str, dict[str, Any]]]:
             yield kind, inner
     for value in config.values() if isinstance(config, dict) else config if isinstance(config, list) else ():
         yield from _layers(value)
+
+
+def _count_from_zero(config: dict[str, Any]) -> None:
+    """Let the graph of a model name its nodes as Keras 3 does."""
+    kinds = {one.get("name"): one.get("class_name") for one in config["layers"] if isinstance(one, dict)}
+    inside = {name for name, kind in kinds.items() if kind in _MODELS}
+    for one in config["layers"]:
+        one["inbound_nodes"] = _lowered(one.get("inbound_nodes", []), inside)
+    # Keras 3 does that itself for the outputs, but for sequential models
+    config["output_layers"] = _lowered(
+        config["output_layers"], {name for name in inside if kinds[name] == "Sequential"}
+    )
+    for key in ("input_layers", "output_layers"):
+        if isinstance(config[key], list) and len(config[key]) == 1 and isinstance(config[key][0], list):
+            config[key] = config[key][0]
+
+
+def _lowered(nest: Any, names: set[Any]) -> Any:
+    """A nest in which the calls of some layers, such as ``["inner", 1, 0]``, are counted from zero."""
+    if isinstance(nest, dict):
+        return {key: _lowered(value, names) for key, value in nest.items()}
+    if not isinstance(nest, list):
+        return nest
+    if len(nest) > 2 and isinstance(nest[0], str) and nest[0] in names and isinstance(nest[1], int) and nest[1] > 0:
+        return [nest[0], nest[1] - 1, *(_lowered(one, names) for one in nest[2:])]
+    return [_lowered(one, names) for one in nest]
 
 
 def _text(value: Any) -> str:
