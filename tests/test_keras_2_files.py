@@ -13,10 +13,9 @@ import h5py
 import numpy as np
 import pytest
 
-from qvis import adapters
+from qvis import adapters, quantize
 from qvis.errors import NotRunnableError
 from qvis.quantization.engines import open_engine
-from qvis.quantization.quantize import quantize
 from qvis.running import Batch
 from tests import keras_models
 

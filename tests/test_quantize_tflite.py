@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qvis import adapters
-from qvis.errors import BadArgumentError, UnsupportedModelError
+from qvis import adapters, quantize
+from qvis.errors import BadArgumentError, NotRunnableError, UnsupportedModelError
+from qvis.quantization.backends import tflite as backend
 from qvis.quantization.contents import Arithmetic
 from qvis.quantization.engines import open_engine
-from qvis.quantization.quantize import quantize
 from qvis.quantization.result import QuantizedModel
 from qvis.running import Batch
 from tests import keras_models
@@ -288,6 +288,13 @@ def test_recurrent_layers_are_laid_out_step_by_step_or_take_one_sample(tmp_path:
     assert noise(run(found, x)[0], expected) < 0.05
 
 
+def test_a_model_can_be_equalized_first(tmp_path: Path) -> None:
+    found = made(keras_models.digits(), tmp_path, equalize=True, granularity="tensor")
+    assert found.equalization is not None
+    assert not found.contents.leftovers
+    assert abs(accuracy(run(found, data()[0])[0]) - accuracy(np.asarray(keras_models.digits()(data()[0])))) <= 0.01
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What cannot be done
 
@@ -354,6 +361,16 @@ def test_models_that_it_cannot_quantize_are_refused_with_a_reason(
     x = np.random.default_rng(0).random((8, *shape)).astype("f4")
     with pytest.raises(UnsupportedModelError, match=message):
         made(make(), tmp_path, calibration_data=x)
+
+
+def test_a_file_that_litert_does_not_take_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(content: bytes) -> None:
+        raise NotRunnableError(f"model: LiteRT refuses it: {len(content)} bytes")
+
+    monkeypatch.setattr(backend, "LiteRT", refuse)
+    with pytest.raises(UnsupportedModelError, match=r"LiteRT refuses it.*what TensorFlow made of it by post_training"):
+        made(wide(), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_small_weights_alone_are_nothing_for_dynamic_range(tmp_path: Path) -> None:

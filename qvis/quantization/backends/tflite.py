@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,11 @@ from qvis.adapters.keras.outputs import first_line
 from qvis.adapters.keras.tap import untouched
 from qvis.adapters.quiet import quietly
 from qvis.adapters.tflite.program import Program, read_program
-from qvis.errors import BadArgumentError, UnsupportedModelError
+from qvis.errors import BadArgumentError, NotRunnableError, UnsupportedModelError
 from qvis.quantization.contents import Arithmetic
 from qvis.quantization.engines.keras import check_runnable
 from qvis.quantization.engines.outputs import in_parts
-from qvis.quantization.engines.tflite import arithmetic
+from qvis.quantization.engines.tflite import LiteRT, arithmetic
 from qvis.quantization.methods import Epoch, Job
 from qvis.words import listed_names
 
@@ -115,9 +116,22 @@ def convert(job: Job, target: Path) -> tuple[Epoch, ...]:
         except _Failure:
             raise _refusal(failure) from failure.__cause__
         job.notes.append("the file takes one sample at a time: the model has a loop, such as that of an LSTM")
+    _try(content, job.cell.method)
     target.write_bytes(content)
     _judge(job, read_program(target))
     return ()
+
+
+def _try(content: bytes, method: str) -> None:
+    """See whether LiteRT takes what was made, where it is installed: not all that the converter makes runs."""
+    if find_spec("ai_edge_litert") is None:
+        return
+    try:
+        LiteRT(content)
+    except NotRunnableError as error:
+        raise UnsupportedModelError(
+            f"{error}; that is what TensorFlow made of it by {method}, so choose another method, or exclude the layer"
+        ) from error
 
 
 class _Failure(Exception):

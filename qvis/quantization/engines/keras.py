@@ -18,6 +18,7 @@ from qvis.layers import FloatArray
 from qvis.quantization.contents import Contents
 from qvis.quantization.engines.outputs import in_parts, joined, of_samples
 from qvis.running import Batch
+from qvis.words import count
 
 
 def inspect(path: Path) -> Contents:
@@ -39,14 +40,16 @@ def open_engine(model: Any, threads: int = 1) -> KerasEngine:
     model
         A model of Keras 3, or the path of a ``.keras`` or ``.h5`` file, which must be one that you trust.
     threads
-        How many threads it may compute with. TensorFlow takes that only before it has computed anything; later its
-        own number stays, which :attr:`KerasEngine.name` then says.
+        How many threads it may compute with. TensorFlow takes that only before it has computed anything, and then for
+        the whole process; later its own number stays, which the engine's name then says.
 
     Raises
     ------
     NotRunnableError
         It cannot be loaded, or Keras does not run on TensorFlow.
     """
+    if isinstance(model, Path):
+        _limit(threads)  # loading it computes
     loaded = adapters.load(model)
     check_runnable(loaded)
     return KerasEngine(loaded, threads)
@@ -148,12 +151,15 @@ class KerasEngine:
 
 def _limit(threads: int) -> bool:
     """Have TensorFlow compute with so many threads, if it still can; returns whether it does."""
-    import tensorflow as tf
-
+    try:
+        with quietly():
+            import tensorflow as tf
+    except ImportError:
+        return False
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
-    except RuntimeError:
+    except RuntimeError:  # it has begun to compute
         pass
     return int(tf.config.threading.get_intra_op_parallelism_threads()) == threads
 
@@ -161,5 +167,5 @@ def _limit(threads: int) -> bool:
 def _threads() -> str:
     import tensorflow as tf
 
-    number = tf.config.threading.get_intra_op_parallelism_threads()
-    return f"{number} threads" if number else "as many threads as it likes"
+    number = int(tf.config.threading.get_intra_op_parallelism_threads())
+    return count(number, "thread") if number else "as many threads as it likes"
