@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "qvis").rglob("*.py"))
 FRAMEWORKS = {"torch", "torchvision", "torchao", "tensorflow", "keras", "h5py", "onnx", "onnxruntime", "transformers"}
 OPTIONAL = {
+    "ai_edge_litert": "ai-edge-litert",
     "torch": "torch",
     "h5py": "keras",
     "keras": "keras",
