@@ -151,17 +151,17 @@ class KerasEngine:
 
 def _limit(threads: int) -> bool:
     """Have TensorFlow compute with so many threads, if it still can; returns whether it does."""
-    try:
-        with quietly():
+    with quietly():  # asking makes it look for devices
+        try:
             import tensorflow as tf
-    except ImportError:
-        return False
-    try:
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
-    except RuntimeError:  # it has begun to compute
-        pass
-    return int(tf.config.threading.get_intra_op_parallelism_threads()) == threads
+
+            tf.config.threading.set_intra_op_parallelism_threads(threads)
+            tf.config.threading.set_inter_op_parallelism_threads(1)
+        except ImportError:
+            return False
+        except RuntimeError:  # it has begun to compute
+            pass
+        return int(tf.config.threading.get_intra_op_parallelism_threads()) == threads
 
 
 def _threads() -> str:
