@@ -69,7 +69,7 @@ def _find(model: Any, example: Batch | None) -> Graph:
         # How many samples there are tells where their axis goes; but code may only take any number of them.
         failure: Exception | None = None
         for samples in (size, None):
-            args, kwargs = _symbolic(model, example, samples)
+            args, kwargs = symbolic_inputs(model, example, samples)
             builder = _Builder(model, size if samples is None else None)
             builder.take_in((*args, *kwargs.values()), [*kwargs])
             try:
@@ -89,7 +89,7 @@ def _find(model: Any, example: Batch | None) -> Graph:
 def _sized(model: Any, example: Batch | None, samples: int) -> tuple[Any, Any] | None:
     """The inputs and results of a functional or sequential model, with sizes that its own do not have, if possible."""
     try:
-        args, kwargs = ((), {}) if example is None else _symbolic(model, example, None)
+        args, kwargs = ((), {}) if example is None else symbolic_inputs(model, example, None)
         given = inputs_like(model, args, kwargs, samples)
         return given, call_anew(model, given)
     except Exception:  # as where the example does not suit it: then what is known has to do
@@ -109,7 +109,7 @@ def _tensors(nest: Any) -> list[Any]:
     return [one for one in keras.tree.flatten(nest) if isinstance(one, keras.KerasTensor)]
 
 
-def _symbolic(model: Any, example: Batch | None, samples: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def symbolic_inputs(model: Any, example: Batch | None, samples: int | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The inputs of a model as symbolic tensors, by an example or by the shape that the model was built for.
 
     Of so many samples; None for any number of them.
