@@ -63,8 +63,7 @@ def gather(batches: Sequence[Batch], model: Any, steps: Steps, argument: str) ->
         raise BadArgumentError(f"{argument}: some batches have labels and some have none; give all of them labels")
     if any(not is_array(batch.labels) for batch in with_labels):
         raise BadArgumentError(
-            f"{argument}: the labels are several arrays; give one array, or none: then the float model "
-            "is what is trained for"
+            f"{argument}: the labels are several arrays; give one, or none: then the float model is what is trained for"
         )
     labels = np.concatenate([_as_array(batch.labels) for batch in with_labels]) if with_labels else None
     return Samples(inputs, [], labels)

@@ -1,7 +1,8 @@
 """Where rounding has to be left out so that TensorFlow Lite's converter leaves chosen layers in float.
 
-It takes any layer between two grids for one of integers, whether or not its kernel is rounded. So one end of such a layer
-has to lie off the grids: that of the model, or an operation that there is for floats alone and that changes nothing.
+It takes any layer between two grids for one of integers, whether or not its kernel is rounded. So one side of such a
+layer has to be free of grids: an end of the model, or an operation that there is for floats alone, and that changes
+nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from qvis.errors import UnsupportedModelError
 from qvis.quantization.backends import keras_operations as to_do
 from qvis.quantization.backends.keras_steps import Step, Steps
+from qvis.words import listed_names
 
 
 @dataclass
@@ -41,10 +43,13 @@ def find_floats(model: Steps, keys: Collection[int]) -> Floats:
         after = _after(model, step)
         source = _source(step.inputs[0])
         takers = [one for one in _takers(model, source) if one.kind not in ("keep", "dropout")]
-        if all(one.weight is None or id(one.weight) in keys for one in after):
+        is_last = all(one.weight is None or id(one.weight) in keys for one in after)
+        if is_last:
             found.unrounded |= {id(one) for one in (step, *after)}
-        elif (source.kind == "input" or _is_one_of(source, keys)) and all(_is_one_of(one, keys) for one in takers):
+        if (source.kind == "input" or _is_one_of(source, keys)) and all(_is_one_of(one, keys) for one in takers):
             found.unrounded.add(id(source))
+        elif is_last:
+            continue
         elif _is_positive(step.inputs[0]):
             found.behind.add(id(step))
         elif step.after is not to_do.nothing:
@@ -53,9 +58,9 @@ def find_floats(model: Steps, keys: Collection[int]) -> Floats:
             stuck.append(step.name)
     if stuck:
         raise UnsupportedModelError(
-            f"bits: {', '.join(map(repr, stuck))} cannot be left in float between layers of integers: TensorFlow Lite's "
-            "converter rounds it all the same, where neither its input nor its result comes from ReLU; leave all layers "
-            "after it, or before it, in float too, or give it 8 bits"
+            f"bits: {listed_names([repr(one) for one in stuck])} cannot be left in float between layers of integers: "
+            "TensorFlow Lite's converter rounds it all the same, since neither its input nor its result comes from "
+            "ReLU; leave all layers after it in float too, or give it 8 bits"
         )
     return found
 

@@ -6,7 +6,6 @@ What training rounds must be what the file holds: the product of a kernel and it
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -15,10 +14,7 @@ import numpy as np
 from qvis.errors import UnsupportedModelError
 from qvis.layers import FloatArray
 from qvis.quantization.backends import keras_operations as to_do
-from qvis.quantization.backends.keras_steps import WAY_OUT, Step, Steps, Weight
-
-_CLIPPED = ("linear", "join")
-"""What the engine computes ReLU together with."""
+from qvis.quantization.backends.keras_steps import WAY_OUT, Affine, Step, Steps, Weight
 
 
 def fold(model: Steps) -> None:
@@ -30,83 +26,90 @@ def fold(model: Steps) -> None:
     Raises
     ------
     UnsupportedModelError
-        One is not finite.
+        One is not finite, or can be no convolution.
     """
-    for step in [step for step in model.steps if step.kind == "affine"]:
+    for step in _affines(model):
         _merge(model, step)
-    for step in [step for step in model.steps if step.kind == "affine"]:
-        assert step.gain is not None and step.bias is not None
-        if not (np.isfinite(step.gain).all() and np.isfinite(step.bias).all()):
+    for step in _affines(model):
+        if step not in model.steps:  # folded with another one
+            continue
+        affine = _affine(step)
+        if not (np.isfinite(affine.gain).all() and np.isfinite(affine.shift).all()):
             raise UnsupportedModelError(
-                f"model: {step.name!r} holds NaN or infinite numbers, or a variance below zero; {WAY_OUT} no better, so "
-                "train or load the model anew"
+                f"model: {step.name!r} holds NaN or infinite numbers, or a variance below zero, so that nothing can be "
+                "computed with it; load or train the model anew"
             )
         if not (_backward(model, step) or _forward(model, step)):
             _stand_alone(model, step)
     for step in [step for step in model.steps if step.kind == "clip"]:
         (before,) = step.inputs
-        is_free = before.after is to_do.nothing and before.kind in _CLIPPED
-        if is_free and len(model.users(before)) == 1 and not _is_output(model, before):
+        if before.after is to_do.nothing and before.kind in ("linear", "join") and _is_free(model, before):
             before.after = step.run
             model.replace(step, before)
 
 
-def _is_output(model: Steps, step: Step) -> bool:
-    return any(one is step for one in model.outputs)
+def _affines(model: Steps) -> list[Step]:
+    return [step for step in model.steps if step.kind == "affine"]
+
+
+def _affine(step: Step) -> Affine:
+    assert step.affine is not None
+    return step.affine
+
+
+def _is_free(model: Steps, step: Step) -> bool:
+    """Whether one other step alone needs the result of one."""
+    return len(model.users(step)) == 1 and not any(one is step for one in model.outputs)
 
 
 def _merge(model: Steps, step: Step) -> None:
     """Make one of two that follow each other."""
     (before,) = step.inputs
-    if before.kind != "affine" or len(model.users(before)) > 1 or _is_output(model, before):
-        return
-    assert step.gain is not None and before.gain is not None
-    step.bias = step.bias + step.gain * before.bias
-    step.gain = step.gain * before.gain
-    model.replace(before, before.inputs[0])
-
-
-def _sole(model: Steps, weight: Weight) -> bool:
-    """Whether a kernel is used once."""
-    return sum(step.weight is weight for step in model.steps) == 1
+    if before.kind == "affine" and _is_free(model, before):
+        first, second = _affine(before), _affine(step)
+        step.affine = Affine(second.gain * first.gain, second.shift + second.gain * first.shift)
+        model.replace(before, before.inputs[0])
 
 
 def _backward(model: Steps, step: Step) -> bool:
-    """Fold into the kernel before it."""
+    """Fold into the kernel before it, and all that do the same after other uses of that kernel."""
     (before,) = step.inputs
-    if before.weight is None or not _sole(model, before.weight):
+    weight, affine = before.weight, _affine(step)
+    if weight is None or weight.kernel.shape[weight.axis] != len(affine.gain):
         return False
-    if len(model.users(before)) > 1 or _is_output(model, before) or before.after is not to_do.nothing:
-        return False
-    assert step.gain is not None and step.bias is not None
-    weight, gain = before.weight, step.gain
-    if weight.kernel.shape[weight.axis] != len(gain):
-        return False
-    weight.kernel = _scaled(weight.kernel, gain, weight.axis)
-    bias = step.bias if before.bias is None else step.bias + gain * before.bias
-    before.bias = bias.astype(np.float32)
-    model.replace(step, before)
+    pairs = []
+    for one in [one for one in model.steps if one.weight is weight]:
+        if not _is_free(model, one) or one.after is not to_do.nothing:
+            return False
+        (user,) = model.users(one)
+        if user.affine is None or not user.affine.equals(affine):
+            return False
+        pairs.append((one, user))
+    weight.kernel = _scaled(weight.kernel, affine.gain, weight.axis)
+    for one, user in pairs:
+        shift = affine.shift if one.bias is None else affine.shift + affine.gain * one.bias
+        one.bias = shift.astype(np.float32)
+        model.replace(user, one)
     return True
 
 
 def _forward(model: Steps, step: Step) -> bool:
     """Fold into the kernel after it."""
-    users = model.users(step)
-    if len(users) != 1 or _is_output(model, step):
+    if not _is_free(model, step):
         return False
-    (after,) = users
-    assert step.gain is not None and step.bias is not None
-    if after.weight is None or after.weight.enters is None or not _sole(model, after.weight):
+    (after,) = model.users(step)
+    weight, affine = after.weight, _affine(step)
+    if weight is None or weight.enters is None or sum(one.weight is weight for one in model.steps) > 1:
         return False
-    weight = after.weight
-    if (after.pads and np.any(step.bias)) or weight.kernel.shape[weight.enters or 0] != len(step.gain):
+    shifts = bool(np.any(affine.shift))
+    if (after.pads and shifts) or weight.kernel.shape[weight.enters] != len(affine.gain):
         return False
-    shape = [-1 if axis == weight.enters else 1 for axis in range(weight.kernel.ndim)]
-    others = tuple(axis for axis in range(weight.kernel.ndim) if axis != weight.axis)
-    shift = (weight.kernel.astype(np.float64) * step.bias.reshape(shape)).sum(axis=others)
-    weight.kernel = _scaled(weight.kernel, step.gain, weight.enters or 0)
-    if np.any(step.bias):
-        after.bias = (shift if after.bias is None else shift + after.bias).astype(np.float32)
+    if shifts:
+        shape = [-1 if axis == weight.enters else 1 for axis in range(weight.kernel.ndim)]
+        others = tuple(axis for axis in range(weight.kernel.ndim) if axis != weight.axis)
+        bias = (weight.kernel * affine.shift.reshape(shape)).sum(axis=others)
+        after.bias = (bias if after.bias is None else bias + after.bias).astype(np.float32)
+    weight.kernel = _scaled(weight.kernel, affine.gain, weight.enters)
     model.replace(step, step.inputs[0])
     return True
 
@@ -118,27 +121,14 @@ def _scaled(kernel: FloatArray, gain: FloatArray, axis: int) -> FloatArray:
 
 def _stand_alone(model: Steps, step: Step) -> None:
     """A convolution of each channel by itself in its place."""
-    assert step.gain is not None and step.bias is not None
-    ones, sizes = (1, 1), step.shape[1:]
-    if None in sizes:
+    affine, ones = _affine(step), (1, 1)
+    sizes = [size for size in step.shape[1:] if size is not None]
+    if len(sizes) < len(step.shape) - 1:
         raise UnsupportedModelError(f"model: {step.name!r} cannot be folded into a layer beside it; {WAY_OUT}")
     run: Any = to_do.depthwise(ones, "valid", ones, 1)
     if len(sizes) != 3:
-        run = to_do.in_shape(run, [1, prod(sizes[:-1]), sizes[-1]], list(sizes))  # type: ignore[arg-type, list-item]
-    step.kind, step.run = "linear", run
-    step.weight = Weight("", step.gain.reshape(1, 1, 1, -1).astype(np.float32), axis=3)
-    step.bias, step.gain = step.bias.astype(np.float32), None
+        run = to_do.in_shape(run, [1, prod(sizes[:-1]), sizes[-1]], sizes)
+    step.kind, step.run, step.affine = "linear", run, None
+    step.weight = Weight("", affine.gain.reshape(1, 1, 1, -1).astype(np.float32), axis=3)
+    step.bias = affine.shift.astype(np.float32)
     model.notes.append(f"{step.name} cannot be folded into a layer beside it: it is a convolution of its own")
-
-
-def copied(model: Steps) -> Steps:
-    """The same before anything is folded into it."""
-    weights: dict[int, Weight] = {}
-    made: dict[int, Step] = {}
-    for step in model.steps:
-        if step.weight is not None and id(step.weight) not in weights:
-            weights[id(step.weight)] = replace(step.weight)
-        weight = None if step.weight is None else weights[id(step.weight)]
-        made[id(step)] = replace(step, weight=weight, inputs=[made[id(one)] for one in step.inputs])
-    steps, outputs = ([made[id(one)] for one in some] for some in (model.steps, model.outputs))
-    return Steps(steps, outputs, list(model.notes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ class Goal:
     """How many answers are right, and of how many."""
     needs_teacher: bool = False
     plain: bool = False
-    """Whether it is the outputs themselves that are compared, and not what goes into a softmax or sigmoid at the end."""
+    """Whether the outputs themselves are compared, and not what goes into a softmax or sigmoid at the end."""
 
     def scores(self, made: Made) -> list[Any]:
         """What is compared: the outputs, before a softmax or sigmoid at the end."""
@@ -65,13 +66,13 @@ def find_goal(loss: Any, samples: Samples, model: Steps) -> Goal:
         return Goal(outputs, _own(function), plain=True)
     if len(outputs) > 1:
         raise BadArgumentError(
-            f"train_data: one array of labels, and a model of {len(outputs)} outputs; give loss a function of the labels "
-            f"and the list of outputs, {NO_LABELS}"
+            f"train_data: one array of labels, and a model of {len(outputs)} outputs; give as loss a function of the "
+            f"labels and the list of outputs, {NO_LABELS}"
         )
-    shape = tuple(outputs[0].shape[1:])
+    shape: tuple[Any, ...] = tuple(outputs[0].shape[1:])
     if (loss or ("cross_entropy" if labels.dtype.kind in "iub" else "mse")) == "mse":
-        if labels.shape[1:] != shape and labels.size != len(labels) * int(np.prod(shape)):
-            raise _unfit(labels, shape, f"{('samples', *shape)}")
+        if labels.shape[1:] != shape and labels.size != len(labels) * prod(shape):
+            raise _unfit(labels, shape, _shown(shape))
         samples.targets = [labels.reshape(len(labels), *shape).astype(np.float32)]
         return Goal(outputs, _squares, plain=True)
     return _of_classes(labels, shape, samples, outputs)
@@ -83,23 +84,21 @@ def _of_classes(labels: AnyArray, shape: tuple[Any, ...], samples: Samples, outp
         if labels.min() < 0 or labels.max() > 1:
             raise _unfit(labels, shape, "a share from 0 to 1 for each class, or one whole number for each sample")
         samples.targets = [labels.astype(np.float32)]
-        return Goal(
-            outputs,
-            _cross_entropy_of_sides if several else _cross_entropy_of_shares,
-            _count_shares if not several else None,
-        )
+        if several:
+            return Goal(outputs, _cross_entropy_of_sides)
+        return Goal(outputs, _cross_entropy_of_shares, _count_shares)
     if several:
         raise _unfit(labels, shape, "0 or 1 for each output, since the model ends in a sigmoid")
-    if labels.size != len(labels) * int(np.prod(shape[:-1])):
-        raise _unfit(labels, shape, "a whole number for each sample" if len(shape) == 1 else f"(samples, {shape[:-1]})")
+    if labels.size != len(labels) * prod(shape[:-1]):
+        raise _unfit(labels, shape, "a whole number for each sample" if len(shape) == 1 else _shown(shape[:-1]))
     if labels.dtype.kind not in "iub":
         raise _unfit(labels, shape, "whole numbers")
     classes = shape[-1] if shape[-1] > 1 else 2
     if labels.min() < 0 or labels.max() >= classes:
         found = f"from {labels.min()} to {labels.max()}"
         raise BadArgumentError(
-            f"train_data: there are labels {found}, and {classes} classes in the model's output; number them from 0, give "
-            f"loss='mse' if they are no classes, {NO_LABELS}"
+            f"train_data: there are labels {found}, and {classes} classes in the model's output; number them from 0, "
+            f"give loss='mse' if they are no classes, {NO_LABELS}"
         )
     samples.targets = [labels.reshape(len(labels), *shape[:-1]).astype(np.int32)]
     if classes > 2 or shape[-1] > 1:
@@ -109,11 +108,15 @@ def _of_classes(labels: AnyArray, shape: tuple[Any, ...], samples: Samples, outp
 
 
 def _unfit(labels: AnyArray, shape: tuple[Any, ...], expected: str) -> BadArgumentError:
-    output = str(("samples", *shape)).replace("'", "")
     return BadArgumentError(
-        f"train_data: got labels of shape {labels.shape} and type {labels.dtype}, where the model returns {output}; "
+        f"train_data: got labels of shape {labels.shape} and type {labels.dtype}, where the model returns "
+        f"{_shown(shape)}; "
         f"expected {expected}; {NO_LABELS}"
     )
+
+
+def _shown(shape: Sequence[Any]) -> str:
+    return f"({', '.join(['samples', *map(str, shape)])})"
 
 
 def _before_share(step: Step) -> Step:

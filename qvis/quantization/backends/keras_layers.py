@@ -33,7 +33,7 @@ def rule_of(layer: Any) -> Rule | None:
 
 def _dense(reader: _Reader, layer: Any, given: list[Step], shape: Sequence[Any], name: str) -> Step:
     weight = reader.weight(layer, "kernel", lambda one: one, axis=1, by_channel=False, enters=0)
-    run = to_do.dense
+    run: to_do.Apply = to_do.dense
     if len(shape) > 2:
         if None in shape[1:]:
             return reader.refuse(name, "Dense over places of which it is not known how many there are")
@@ -67,7 +67,7 @@ def _separable(reader: _Reader, layer: Any, given: list[Step], shape: Sequence[A
     why = _why_not(layer)
     if why:
         return reader.refuse(name, why)
-    middle = (*shape[:-1], given[0].shape[-1] * layer.depth_multiplier)  # type: ignore[operator]
+    middle = (*shape[:-1], given[0].shape[-1] * layer.depth_multiplier)
     first = _placed(reader, layer, given, middle, f"{name}/depthwise", _by_channel(layer))
     first.weight = reader.weight(layer, "depthwise_kernel", _side_by_side, axis=3)
     ones = (1, 1)
@@ -149,7 +149,7 @@ def _batch_norm(reader: _Reader, layer: Any, given: list[Step], shape: Sequence[
     return reader.affine(given[0], gain, shift - mean * gain, name) or reader.refuse(name, "BatchNormalization")
 
 
-def _normalization(reader: _Reader, layer: Any, given: list[Step], shape: Sequence[Any], name: str) -> Step:
+def _normalization(reader: _Reader, layer: Any, given: list[Step], shape: Sequence[Any], name: str) -> Step:  # noqa: ARG001
     if layer.mean is None:
         return reader.refuse(name, "Normalization that was never adapted")
     mean, deviation = (
@@ -161,7 +161,7 @@ def _normalization(reader: _Reader, layer: Any, given: list[Step], shape: Sequen
     return found or reader.refuse(name, "Normalization along another axis than the last")
 
 
-def _rescaling(reader: _Reader, layer: Any, given: list[Step], shape: Sequence[Any], name: str) -> Step:
+def _rescaling(reader: _Reader, layer: Any, given: list[Step], shape: Sequence[Any], name: str) -> Step:  # noqa: ARG001
     found = reader.affine(given[0], layer.scale, layer.offset, name)
     return found or reader.refuse(name, "Rescaling along another axis than the last")
 
@@ -189,7 +189,7 @@ def _softmax(reader: _Reader, layer: Any, given: list[Step], shape: Sequence[Any
     return reader.unary("softmax", {}, given[0], shape, name)
 
 
-def _activation(reader: _Reader, layer: Any, given: list[Step], shape: Sequence[Any], name: str) -> Step:
+def _activation(reader: _Reader, layer: Any, given: list[Step], shape: Sequence[Any], name: str) -> Step:  # noqa: ARG001
     return reader.activate(layer.activation, given[0], name)
 
 
@@ -216,19 +216,24 @@ def _own(kind: str) -> Rule:
     def rule(reader: _Reader, layer: Any, given: list[Step], shape: Sequence[Any], name: str) -> Step:
         if getattr(layer, "data_format", "channels_last") == "channels_first":
             return reader.refuse(name, f"{type(layer).__name__} with channels_first")
-        mode = getattr(layer, "interpolation", "nearest")
-        if mode not in ("nearest", "bilinear"):
-            return reader.refuse(name, f"{type(layer).__name__} with interpolation {mode!r}")
-        return reader.add(name, "mix" if mode == "bilinear" else kind, given, shape, run=layer.call)
+        return reader.add(name, kind, given, shape, run=layer.call)
 
     return rule
+
+
+def _upsampling(reader: _Reader, layer: Any, given: list[Step], shape: Sequence[Any], name: str) -> Step:
+    mode = layer.interpolation
+    if layer.data_format == "channels_first" or mode not in ("nearest", "bilinear") or None in shape[1:]:
+        return reader.refuse(name, f"UpSampling2D with interpolation {mode!r}, channels_first, or of unknown size")
+    kind = "keep" if mode == "nearest" else "mix"
+    return reader.add(name, kind, given, shape, run=to_do.resize(shape[1:3], mode))
 
 
 def _reshape(reader: _Reader, layer: Any, given: list[Step], shape: Sequence[Any], name: str) -> Step:
     if getattr(layer, "data_format", "channels_last") == "channels_first":
         return reader.refuse(name, f"{type(layer).__name__} with channels_first")
     if type(layer).__name__ == "Flatten" and None not in given[0].shape[1:]:
-        shape = (None, prod(given[0].shape[1:]))  # type: ignore[arg-type]
+        shape = (None, prod(given[0].shape[1:]))
     return reader.reshape(given[0], shape, name)
 
 
@@ -275,7 +280,8 @@ _RULES: dict[str, Rule] = {
     **{f"GlobalMaxPooling{n}D": _own("keep") for n in (1, 2)},
     **{f"GlobalAveragePooling{n}D": _own("join") for n in (1, 2)},
     **{f"ZeroPadding{n}D": _own("keep") for n in (1, 2)},
-    **{f"UpSampling{n}D": _own("keep") for n in (1, 2)},
+    "UpSampling1D": _own("keep"),
+    "UpSampling2D": _upsampling,
     **{f"Cropping{n}D": _own("keep") for n in (1, 2)},
     "Permute": _own("keep"),
     "Flatten": _reshape,

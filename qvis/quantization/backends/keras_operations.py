@@ -72,7 +72,7 @@ def dense(x: Any, kernel: Any, bias: Any, after: Callable[[Any], Any]) -> Any:
 
 
 def transposed(strides: Sequence[int], padding: str, size: Sequence[int]) -> Apply:
-    """A transposed convolution with (height, width, channels, input channels) that returns rows and columns of a size."""
+    """A transposed convolution with (height, width, channels, input channels), whose result has a size."""
 
     def apply(x: Any, kernel: Any, bias: Any, after: Callable[[Any], Any]) -> Any:
         import tensorflow as tf
@@ -153,6 +153,15 @@ def reshape(shape: Sequence[int]) -> Callable[[Any], Any]:
         import tensorflow as tf
 
         return tf.reshape(x, [-1, *shape])
+
+    return apply
+
+
+def resize(size: Sequence[int], mode: str) -> Callable[[Any], Any]:
+    def apply(x: Any) -> Any:
+        import tensorflow as tf
+
+        return tf.image.resize(x, list(size), mode)
 
     return apply
 

@@ -1,8 +1,8 @@
 """A model of steps with rounding in place: as it is trained, and as it is handed to the converter of TensorFlow Lite.
 
-Rounding hands gradients on as if it were not there (Bengio et al., arXiv 1308.3432). The step of each kernel, or of each
-of its channels, is learned beside the kernel (Esser et al., arXiv 1902.08153), as a logarithm, so that Adam moves it by
-shares. The ranges of activations are those of calibration, then moving averages (Jacob et al., arXiv 1712.05877).
+Rounding hands gradients on as if it were not there (Bengio et al., arXiv 1308.3432). The step of each kernel, or of
+each of its channels, is learned beside the kernel (Esser et al., arXiv 1902.08153), as a logarithm, so that Adam moves
+it by shares. The ranges of activations are those of calibration, then moving averages (Jacob et al., arXiv 1712.05877).
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ BITS = 8
 """Of activations, and of kernels that have no width."""
 INT4 = 4
 """Up to so many bits, TensorFlow Lite holds two weights in a byte."""
+
+
+UNKNOWN = np.array([0, 1], np.float32)
+"""The range of what is always zero."""
 
 
 class Rounded:
@@ -46,7 +50,7 @@ class Rounded:
         self.biases = {id(step): tf.Variable(step.bias) for step in model.steps if step.bias is not None}
         self.variables = [*self.kernels.values(), *self.biases.values(), *self.scales.values()]
         self.places = {id(step): place for place, step in enumerate(model.steps)}
-        self.ends = tf.Variable(np.tile(np.float32([0, 1]), (len(model.steps), 1)), trainable=False)
+        self.ends = tf.Variable(np.tile(UNKNOWN, (len(model.steps), 1)), trainable=False)
         """The range of each step's result, (steps, 2)."""
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -105,7 +109,7 @@ class Rounded:
 
     def set_ranges(self, ends: FloatArray) -> None:
         """Set the ranges of all results, (steps, 2). One without extent becomes 0 to 1."""
-        ends = np.where(ends[:, 1:] - ends[:, :1] > 0, ends, np.float32([0, 1]))
+        ends = np.where(ends[:, 1:] - ends[:, :1] > 0, ends, UNKNOWN)
         self.ends.assign(ends.astype(np.float32))
 
     # -----------------------------------------------------------------------------------------------------------------

@@ -44,6 +44,17 @@ class Weight:
 
 
 @dataclass(eq=False)
+class Affine:
+    """``gain * x + shift`` for each channel, in float64."""
+
+    gain: FloatArray
+    shift: FloatArray
+
+    def equals(self, other: Affine) -> bool:
+        return np.array_equal(self.gain, other.gain) and np.array_equal(self.shift, other.shift)
+
+
+@dataclass(eq=False)
 class Step:
     """One operation, with all that is done to its result before that is rounded."""
 
@@ -58,8 +69,8 @@ class Step:
     bias: FloatArray | None = None
     pads: bool = False
     """Whether a convolution puts zeros around its input."""
-    gain: FloatArray | None = None
-    """Of an ``affine``, (channels,); with :attr:`bias` what it adds."""
+    affine: Affine | None = None
+    """Of an ``affine``."""
     after: Callable[[Any], Any] = to_do.nothing
     limits: tuple[float, float] | None = None
     """The grid that the engine prescribes for the result."""
@@ -142,13 +153,13 @@ def _read(model: Any, example: Batch | None) -> Steps:
                 results = model.call(*args, **kwargs)
         except Exception as error:
             raise UnsupportedModelError(
-                f"model: {model.name!r} cannot be called on symbolic tensors, which training with rounding in place needs "
+                f"model: {model.name!r} cannot be called on symbolic tensors, so that what it does is not known "
                 f"({type(error).__name__}: {first_line(error)}); build it as a functional model, or {WAY_OUT}"
             ) from error
         reader.follow(_tensors(results), "")
     if reader.refused:
         raise UnsupportedModelError(
-            f"model: there is no rule to train it with rounding in place, because of {'; '.join(reader.refused)}; {WAY_OUT}"
+            f"model: it cannot be trained with rounding in place, because of {'; '.join(reader.refused)}; {WAY_OUT}"
         )
     return Steps(reader.steps, [reader.made[id(one)] for one in _tensors(results)], reader.notes)
 
@@ -224,11 +235,8 @@ class _Reader:
         try:
             results = _tensors(call())
         except Exception as error:
-            return [
-                self.refuse(
-                    name, f"{type(node.operation).__name__}, whose code cannot be followed ({first_line(error)})"
-                )
-            ]
+            kind = type(node.operation).__name__
+            return [self.refuse(name, f"{kind}, whose code cannot be followed: {first_line(error)}")]
         self.follow(results, f"{name}/")
         return [self.made[id(one)] for one in results]
 
@@ -273,9 +281,7 @@ class _Reader:
             run = to_do.of_tensorflow(word)
             return self.add(name, "curve", [x], shape, run=run, limits=limits, word=word)
         if word == "silu":
-            share = self.add(
-                f"{name}/sigmoid", "curve", [x], shape, run=to_do.of_tensorflow("sigmoid"), limits=to_do.SHARE
-            )
+            share = self.unary("sigmoid", {}, x, shape, f"{name}/sigmoid")
             return self.add(name, "join", [x, share], shape, run=to_do.of_tensorflow("multiply"))
         runs = {
             "gelu": to_do.gelu(bool(attributes.get("approximate"))),
@@ -298,15 +304,15 @@ class _Reader:
             return rule(self, function, [x], x.shape, name) if rule else self.refuse(name, type(function).__name__)
         return self.unary(step.op, step.attributes, x, x.shape, f"{name}/{step.suffix}")
 
-    def affine(self, x: Step, gain: Any, bias: Any, name: str) -> Step | None:
+    def affine(self, x: Step, gain: Any, shift: Any, name: str) -> Step | None:
         """Add a factor and a shift of each channel; None where they are not one number for each."""
         channels = x.shape[-1]
-        numbers = [np.asarray(one, np.float64) for one in (gain, bias)]
+        numbers = [np.asarray(one, np.float64) for one in (gain, shift)]
         flat = [one.reshape(-1) for one in numbers]
         if any(one.size not in (1, channels) or one.size != (one.shape or (1,))[-1] for one in numbers):
             return None
-        gain, bias = (np.broadcast_to(one, (channels,)).copy() for one in flat)
-        return self.add(name, "affine", [x], x.shape, gain=gain, bias=bias)
+        affine = Affine(*(np.broadcast_to(one, (channels,)) for one in flat))  # type: ignore[arg-type]
+        return self.add(name, "affine", [x], x.shape, affine=affine)
 
     # -----------------------------------------------------------------------------------------------------------------
 

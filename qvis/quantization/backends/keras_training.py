@@ -1,8 +1,8 @@
 """Trains Keras models with rounding in place, and hands them to TensorFlow Lite's converter.
 
 What is trained is the model as the converter will see it: taken apart into steps (:mod:`keras_steps`), normalizations
-folded (:mod:`keras_folding`), kernels and activations rounded (:mod:`keras_rounding`). All kernels and biases are trained,
-also those of layers that are not to be, since all of them are rounded.
+folded (:mod:`keras_folding`), kernels and activations rounded (:mod:`keras_rounding`). All kernels and biases are
+trained, also those of layers that are not trainable, since all of them are rounded.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def _open(job: Job) -> Steps:
 
     if keras.backend.backend() != "tensorflow" or not hasattr(job.model, "quantize"):
         raise UnsupportedModelError(
-            "model: it is trained with Keras 3 on TensorFlow; set KERAS_BACKEND=tensorflow before Keras is imported, and "
-            "load the model anew with Keras 3"
+            "model: it is trained with Keras 3 on TensorFlow; set KERAS_BACKEND=tensorflow before Keras is imported, "
+            "and load the model anew with Keras 3"
         )
     model = read_steps(job.model, job.example)
     fold(model)
@@ -91,8 +91,8 @@ def _told(rounded: Rounded) -> list[str]:
     for (width, stored), names in held.items():
         if width < stored and width != FLOAT:
             notes.append(
-                f"{listed_names(names)}: {2**width - 1} levels of {width} bits are stored as int{stored}, which the engine "
-                "computes with; a compressed file gains by them, the time does not"
+                f"{listed_names(names)}: the {2**width - 1} levels of {width} bits are stored as int{stored}; what is "
+                "gained by fewer shows when the file is compressed, and not in the time"
             )
     whole = [one.name for key, one in rounded.weights.items() if key in rounded.scales and not one.by_channel]
     if whole and any(one.shape != (1,) for one in rounded.scales.values()):
@@ -105,10 +105,7 @@ def converted(rounded: Rounded) -> bytes:
     import tensorflow as tf
 
     model = rounded.model
-    names = [f"{step.name}" for step in model.inputs]
-    specs = [
-        tf.TensorSpec([None, *step.shape[1:]], tf.float32, name) for step, name in zip(model.inputs, names, strict=True)
-    ]
+    specs = [tf.TensorSpec([None, *step.shape[1:]], tf.float32, step.name) for step in model.inputs]
     function = tf.function(rounded.fixed(), autograph=False)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function(*specs)], function)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -135,9 +132,7 @@ class _Trainer:
         import tensorflow as tf
 
         samples = samples or self.samples.spread(CALIBRATED_ON)
-        look = tf.function(
-            lambda inputs: self.rounded.run(inputs, rounding=False)[1], autograph=False, reduce_retracing=True
-        )
+        look = tf.function(lambda inputs: self._plain(inputs)[1], autograph=False, reduce_retracing=True)
         ends = [look(part.inputs).numpy() for part in samples.parts(AT_ONCE)]
         low, high = np.min([one[:, 0] for one in ends], axis=0), np.max([one[:, 1] for one in ends], axis=0)
         self.rounded.set_ranges(np.stack([low, high], axis=1))
@@ -147,9 +142,7 @@ class _Trainer:
         import tensorflow as tf
 
         if self.goal.needs_teacher:
-            run = tf.function(
-                lambda inputs: self.goal.scores(self.rounded.run(inputs, rounding=False)[0]), autograph=False
-            )
+            run = tf.function(lambda inputs: self.goal.scores(self._plain(inputs)[0]), autograph=False)
             found = [[one.numpy() for one in run(part.inputs)] for part in self.samples.parts(AT_ONCE)]
             self.samples.targets = [np.concatenate(one) for one in zip(*found, strict=True)]
 
@@ -172,8 +165,8 @@ class _Trainer:
         """What each epoch comes to, measured after it."""
         training, samples = self.training, self.samples
         with quietly():
-            yield_first = self._epoch(0)
-        yield yield_first
+            before = self._epoch(0)
+        yield before
         steps = ceil(len(samples) / training.batch_size)
         total = steps * training.epochs
         generator = np.random.default_rng(training.seed)
@@ -204,6 +197,9 @@ class _Trainer:
 
     # -----------------------------------------------------------------------------------------------------------------
     # What TensorFlow traces
+
+    def _plain(self, inputs: Sequence[Any]) -> Any:
+        return self.rounded.run(inputs, rounding=False)
 
     def _measure(self, inputs: Sequence[Any], targets: Sequence[Any]) -> Any:
         """The mean loss, and how many answers are right, out of how many."""
