@@ -127,12 +127,16 @@ class Rounded:
         kernels = {key: self.kernel(key).numpy() for key in self.kernels}
         steps = {key: np.exp(one.numpy()) for key, one in self.scales.items()}
         biases = {key: one.numpy() for key, one in self.biases.items()}
+        uses = dict.fromkeys(steps, 0)
 
         def numbers(step: Step) -> tuple[Any, Any]:
             key, kernel = id(step.weight), tf.constant(kernels[id(step.weight)])
             if key in steps:
                 bits = self.stored(key)
-                kernel = _fake_kernel(kernel, steps[key] * np.float32(2 ** (bits - 1) - 1), bits)
+                # the converter makes one of what is rounded the same in two places, and then loses its range
+                reach = steps[key] * np.float32((2 ** (bits - 1) - 1) * (1 + uses[key] * 2**-22))
+                uses[key] += 1
+                kernel = _fake_kernel(kernel, reach, bits)
             return kernel, biases.get(id(step))
 
         def finish(y: Any, step: Step) -> Any:
@@ -148,10 +152,7 @@ class Rounded:
 
     def stored(self, key: int) -> int:
         """With how many bits the file holds each weight of a kernel."""
-        uses = sum(id(step.weight) == key for step in self.model.steps)
-        if self.widths[key] == FLOAT:
-            return FLOAT
-        return INT4 if self.widths[key] <= INT4 and uses == 1 else BITS
+        return next(bits for bits in (INT4, BITS, FLOAT) if self.widths[key] <= bits)
 
     # -----------------------------------------------------------------------------------------------------------------
 

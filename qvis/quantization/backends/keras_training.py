@@ -7,7 +7,7 @@ trained, also those of layers that are not trainable, since all of them are roun
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, cos, nan, pi
 from pathlib import Path
@@ -20,9 +20,10 @@ from qvis.errors import BadArgumentError, UnsupportedModelError
 from qvis.quantization.backends.keras_data import Samples, gather
 from qvis.quantization.backends.keras_folding import fold
 from qvis.quantization.backends.keras_goals import Goal, find_goal
-from qvis.quantization.backends.keras_rounding import Rounded
+from qvis.quantization.backends.keras_rounding import BITS, INT4, Rounded
 from qvis.quantization.backends.keras_steps import Steps, read_steps
 from qvis.quantization.methods import FLOAT, Epoch, Job, Training, TrainingStep
+from qvis.running import Track
 from qvis.words import listed_names
 
 CALIBRATED_ON = 256
@@ -56,7 +57,7 @@ def convert(job: Job, target: Path, /) -> tuple[Epoch, ...]:
         rounded = Rounded(model, job.bits, job.granularity)
         trainer = _Trainer(rounded, training, gather(training.batches, job.model, model, "train_data"))
         calibration = gather(job.calibration, job.model, model, "calibration_data") if job.calibration else None
-        trainer.calibrate(calibration)
+        trainer.calibrate(calibration, job.track)
         trainer.teach()
         trainer.trace()
     history = tuple(trainer.train())
@@ -78,6 +79,8 @@ def _open(job: Job) -> Steps:
     fold(model)
     if not any(step.weight is not None for step in model.steps):
         raise UnsupportedModelError("model: it has no layer with a weight that could be trained")
+    if all(job.bits.get(step.weight.name) == FLOAT for step in model.steps if step.weight is not None):
+        raise BadArgumentError("bits: all layers are to stay in float, so that nothing is left to quantize")
     Rounded(model, job.bits, job.granularity)
     return model
 
@@ -90,10 +93,23 @@ def _told(rounded: Rounded) -> list[str]:
         held.setdefault((width, rounded.stored(key)), []).append(rounded.weights[key].name)
     for (width, stored), names in held.items():
         if width < stored and width != FLOAT:
-            notes.append(
-                f"{listed_names(names)}: the {2**width - 1} levels of {width} bits are stored as int{stored}; what is "
-                "gained by fewer shows when the file is compressed, and not in the time"
+            gain = (
+                "a compressed file is smaller, and nothing else" if stored == BITS else "as many bytes as 4 bits take"
             )
+            notes.append(
+                f"{listed_names(names)}: the {2**width - 1} levels of {width} bits are stored as int{stored}: {gain}"
+            )
+    slow = [one.name for key, one in rounded.weights.items() if rounded.stored(key) == INT4 and one.kernel.ndim > 2]
+    if slow:
+        notes.append(
+            f"{listed_names(slow)}: LiteRT has no fast convolution for int4, and takes several times as long as for int8; "
+            "where time counts, give such layers 5 bits or more"
+        )
+    shared = [
+        one.name for key, one in rounded.weights.items() if sum(step.weight is one for step in rounded.model.steps) > 1
+    ]
+    if shared:
+        notes.append(f"{listed_names(shared)}: used several times, and stored as often")
     whole = [one.name for key, one in rounded.weights.items() if key in rounded.scales and not one.by_channel]
     if whole and any(one.shape != (1,) for one in rounded.scales.values()):
         notes.append(f"{listed_names(whole)}: one step for the whole weight, as the converter needs it for such layers")
@@ -125,26 +141,30 @@ class _Trainer:
         self.training = training
         self.samples = samples
         self.goal: Goal = find_goal(training.loss, samples, rounded.model)
+        self.measure: Callable[..., Any] = self._measure
+        self.step: Callable[..., Any] = self._step
         self.moments = [[tf.Variable(tf.zeros_like(one)) for one in rounded.variables] for _ in range(2)]
 
-    def calibrate(self, samples: Samples | None) -> None:
+    def calibrate(self, samples: Samples | None, track: Track) -> None:
         """Find the ranges of activations, without rounding."""
-        import tensorflow as tf
-
         samples = samples or self.samples.spread(CALIBRATED_ON)
-        look = tf.function(lambda inputs: self._plain(inputs)[1], autograph=False, reduce_retracing=True)
-        ends = [look(part.inputs).numpy() for part in samples.parts(AT_ONCE)]
+        parts = list(samples.parts(AT_ONCE))
+        ends = [self._plain(part)[1].numpy() for part in track(parts, "Calibrating")]
         low, high = np.min([one[:, 0] for one in ends], axis=0), np.max([one[:, 1] for one in ends], axis=0)
         self.rounded.set_ranges(np.stack([low, high], axis=1))
 
     def teach(self) -> None:
         """Without labels, have the float model say what to train for."""
+        if self.goal.needs_teacher:
+            parts = self.samples.parts(AT_ONCE)
+            found = [[one.numpy() for one in self.goal.scores(self._plain(part)[0])] for part in parts]
+            self.samples.targets = [np.concatenate(one) for one in zip(*found, strict=True)]
+
+    def _plain(self, part: Samples) -> Any:
+        """The model without rounding, step by step: TensorFlow's optimizer of graphs fuses some into what it lacks."""
         import tensorflow as tf
 
-        if self.goal.needs_teacher:
-            run = tf.function(lambda inputs: self.goal.scores(self._plain(inputs)[0]), autograph=False)
-            found = [[one.numpy() for one in run(part.inputs)] for part in self.samples.parts(AT_ONCE)]
-            self.samples.targets = [np.concatenate(one) for one in zip(*found, strict=True)]
+        return self.rounded.run([tf.constant(one) for one in part.inputs], rounding=False)
 
     def trace(self) -> None:
         """Make graphs of what is done in each step."""
@@ -156,8 +176,8 @@ class _Trainer:
         inputs = [spec(one) for one in self.samples.inputs]
         targets = [spec(one) for one in self.samples.targets]
         number, whole = tf.TensorSpec([], tf.float32), tf.TensorSpec([], tf.int32)
-        self.measure = tf.function(self._measure, autograph=False).get_concrete_function(inputs, targets)
-        if self.training.epochs:
+        if self.training.epochs:  # else it is not worth it
+            self.measure = tf.function(self._measure, autograph=False).get_concrete_function(inputs, targets)
             step = tf.function(self._step, autograph=False)
             self.step = step.get_concrete_function(inputs, targets, number, number, number, whole)
 
@@ -197,9 +217,6 @@ class _Trainer:
 
     # -----------------------------------------------------------------------------------------------------------------
     # What TensorFlow traces
-
-    def _plain(self, inputs: Sequence[Any]) -> Any:
-        return self.rounded.run(inputs, rounding=False)
 
     def _measure(self, inputs: Sequence[Any], targets: Sequence[Any]) -> Any:
         """The mean loss, and how many answers are right, out of how many."""
