@@ -21,6 +21,8 @@ from qvis.quantization.methods import FLOAT
 
 BITS = 8
 """Of activations, and of kernels that have no width."""
+SMALLEST = 2.0**-14
+"""No channel's step is a smaller share of the largest one of its kernel; those of dead channels are this one."""
 INT4 = 4
 """Up to so many bits, TensorFlow Lite holds two weights in a byte."""
 
@@ -193,7 +195,11 @@ def first_steps(weight: Weight, bits: int, by_channel: bool) -> FloatArray:
     matrix = np.moveaxis(weight.kernel, weight.axis, 0).reshape(weight.kernel.shape[weight.axis], -1)
     granularity = "channel" if by_channel and weight.by_channel else "tensor"
     scheme = Scheme("uniform", bits, granularity, range="minmax" if bits == BITS else "mse")
-    return scheme.fit(matrix).scale.reshape(-1).astype(np.float32)
+    steps = scheme.fit(matrix).scale.reshape(-1)
+    alive = matrix.any(axis=1) if len(steps) > 1 else np.ones(1, np.bool_)
+    # a bias is held in multiples of the step, and 32 bits have to do for it
+    least = steps[alive].max(initial=0) * SMALLEST or 1.0
+    return np.where(alive, np.maximum(steps, least), least).astype(np.float32)
 
 
 def _fake(y: Any, ends: tuple[Any, Any]) -> Any:

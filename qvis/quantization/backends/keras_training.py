@@ -79,6 +79,13 @@ def _open(job: Job) -> Steps:
     fold(model)
     if not any(step.weight is not None for step in model.steps):
         raise UnsupportedModelError("model: it has no layer with a weight that could be trained")
+    broken = [
+        step.name for step in model.steps if step.weight is not None and not np.isfinite(step.weight.kernel).all()
+    ]
+    if broken:
+        raise UnsupportedModelError(
+            f"model: {listed_names(broken)} holds NaN or infinite weights; load or train the model anew"
+        )
     if all(job.bits.get(step.weight.name) == FLOAT for step in model.steps if step.weight is not None):
         raise BadArgumentError("bits: all layers are to stay in float, so that nothing is left to quantize")
     Rounded(model, job.bits, job.granularity)
@@ -96,14 +103,13 @@ def _told(rounded: Rounded) -> list[str]:
             gain = (
                 "a compressed file is smaller, and nothing else" if stored == BITS else "as many bytes as 4 bits take"
             )
-            notes.append(
-                f"{listed_names(names)}: the {2**width - 1} levels of {width} bits are stored as int{stored}: {gain}"
-            )
+            levels = f"the {2**width - 1} levels of {width} bits"
+            notes.append(f"{listed_names(names)}: {levels} are stored as int{stored}: {gain}")
     slow = [one.name for key, one in rounded.weights.items() if rounded.stored(key) == INT4 and one.kernel.ndim > 2]
     if slow:
         notes.append(
-            f"{listed_names(slow)}: LiteRT has no fast convolution for int4, and takes several times as long as for int8; "
-            "where time counts, give such layers 5 bits or more"
+            f"{listed_names(slow)}: LiteRT has no fast convolution for int4, and takes several times as long as with "
+            "int8; where time counts, give such layers 5 bits or more"
         )
     shared = [
         one.name for key, one in rounded.weights.items() if sum(step.weight is one for step in rounded.model.steps) > 1
