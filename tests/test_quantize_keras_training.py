@@ -224,6 +224,7 @@ def test_a_layer_that_is_left_out_stays_in_float(name: str) -> None:
     images = data()[0]
     result = trained(digits(), exclude=[name], epochs=0)
     assert [one.layer for one in result.contents.leftovers if one.layer] == [name]
+    assert any("ELU" in note and name in note for note in result.notes) == (name == "depthwise")
     assert error(run(result, images), digits()(images, training=False)) < 0.1
 
 
@@ -437,6 +438,7 @@ def test_operations_without_a_rule_are_refused_by_name(shape: tuple[int, ...], b
         (np.arange(32), "labels from 0 to 31, and 10 classes"),
         (np.zeros((32, 4)), "labels of shape (32, 4)"),
         (np.full(32, -1), "labels from -1 to -1"),
+        (np.zeros(32), "whole numbers of an integer type if they are classes"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(labels: Any, words: str) -> None:
@@ -453,6 +455,18 @@ def test_inputs_of_another_shape_are_refused() -> None:
 def test_a_loss_without_labels_is_refused() -> None:
     with pytest.raises(BadArgumentError, match="loss: the training data have no labels"):
         trained(digits(), train_data=data()[0][:32], loss="mse")
+
+
+def test_a_loss_that_fails_on_the_labels_is_refused() -> None:
+    with pytest.raises(BadArgumentError, match=r"loss: it fails on labels of type int64 and shape \(2,\)"):
+        trained(digits(), train_data=(data()[0][:32], data()[1][:32]), loss="huber")
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    model = functional((4,), lambda x: layers.Dense(3, name="broken")(x))
+    model.get_layer("broken").kernel.assign(np.full((4, 3), np.nan))
+    with pytest.raises(UnsupportedModelError, match="broken holds NaN or infinite weights"):
+        trained(model, train_data=np.zeros((8, 4), np.float32))
 
 
 def test_a_learning_rate_that_leads_nowhere_is_named() -> None:

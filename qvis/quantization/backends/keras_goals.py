@@ -72,7 +72,7 @@ def find_goal(loss: Any, samples: Samples, model: Steps) -> Goal:
     shape: tuple[Any, ...] = tuple(outputs[0].shape[1:])
     if (loss or ("cross_entropy" if labels.dtype.kind in "iub" else "mse")) == "mse":
         if labels.shape[1:] != shape and labels.size != len(labels) * prod(shape):
-            raise _unfit(labels, shape, _shown(shape))
+            raise _unfit(labels, shape, f"{_shown(shape)}, or whole numbers of an integer type if they are classes")
         samples.targets = [labels.reshape(len(labels), *shape).astype(np.float32)]
         return Goal(outputs, _squares, plain=True)
     return _of_classes(labels, shape, samples, outputs)

@@ -44,7 +44,7 @@ def check(job: Job, /) -> None:
         samples = gather(job.training.batches, job.model, model, "train_data")
         if job.calibration:
             gather(job.calibration, job.model, model, "calibration_data")
-        find_goal(job.training.loss, samples, model)
+        _check_loss(find_goal(job.training.loss, samples, model), samples, Rounded(model, job.bits, job.granularity))
 
 
 def convert(job: Job, target: Path, /) -> tuple[Epoch, ...]:
@@ -92,6 +92,24 @@ def _open(job: Job) -> Steps:
     return model
 
 
+def _check_loss(goal: Goal, samples: Samples, rounded: Rounded) -> None:
+    """Refuse a loss that fails on what the model returns."""
+    import tensorflow as tf
+
+    few = samples.some(slice(2))
+    if not goal.plain:
+        return
+    try:
+        made, _ = rounded.run([tf.constant(one) for one in few.inputs], rounding=False)
+        goal.loss(made, [tf.constant(one) for one in few.targets])
+    except Exception as error:
+        shown = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise BadArgumentError(
+            f"loss: it fails on labels of type {few.targets[0].dtype} and shape {few.targets[0].shape} ({shown}); give "
+            "labels that suit it, or another loss"
+        ) from error
+
+
 def _told(rounded: Rounded) -> list[str]:
     """What a reader must know of how the widths are stored."""
     notes = []
@@ -110,6 +128,12 @@ def _told(rounded: Rounded) -> list[str]:
         notes.append(
             f"{listed_names(slow)}: LiteRT has no fast convolution for int4, and takes several times as long as with "
             "int8; where time counts, give such layers 5 bits or more"
+        )
+    beside = [step.name for step in rounded.model.steps if id(step) in rounded.floats.behind | rounded.floats.before]
+    if beside:
+        notes.append(
+            f"{listed_names(beside)}: stays in float by an ELU beside it that changes nothing, since the "
+            "converter would round it otherwise"
         )
     shared = [
         one.name for key, one in rounded.weights.items() if sum(step.weight is one for step in rounded.model.steps) > 1
