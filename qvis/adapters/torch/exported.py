@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import sys
 import zipfile
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -25,7 +28,7 @@ from qvis.rewriting import Rewriting
 from qvis.running import Batch, Runner
 
 if TYPE_CHECKING:
-    from torch import fx
+    from torch import Tensor, fx
     from torch.export import ExportedProgram
 
 
@@ -36,8 +39,8 @@ class Call(NamedTuple):
     """Such as ``aten.conv2d``, without its overload."""
     tensors: dict[str, list[str]]
     """The values it takes, by the name of the argument."""
-    numbers: dict[str, int]
-    """Its arguments that are an integer or a truth value."""
+    numbers: dict[str, float]
+    """Its arguments that are a number or a truth value."""
     result: str
     """The value it returns; the first where there are several."""
 
@@ -60,8 +63,13 @@ class Program:
     types: dict[str, str] = field(default_factory=dict)
     """The full name of the class of each module; the outermost module is ``""``."""
 
+    @cached_property
+    def dequantized(self) -> dict[str, Source]:
+        """The integers that the program turns into weights, as these weights, by their paths."""
+        return _dequantized(self)
+
     def source(self, path: str) -> Source | None:
-        """The tensor at a path."""
+        """The tensor at a path, as it is stored."""
         return self.parameters.get(path, self.buffers.get(path))
 
     def note_modules(self, stack: Iterable[tuple[str, str]]) -> None:
@@ -120,7 +128,8 @@ def read(model: Path | ExportedProgram | fx.GraphModule) -> Network:
     for path, source, part in _weights(program):
         found.add(part.name_in(path.rpartition(".")[0]), source, part, _bias(program, biases, path, source, part))
     name = program.types.get("", name).rpartition(".")[2]
-    parameters = {source.key: source.get().numel() for source in program.parameters.values()}
+    weights = {**program.parameters, **program.dequantized}
+    parameters = {source.key: source.get().numel() for source in weights.values()}
     return found.network(name, framework(), sum(parameters.values()))
 
 
@@ -171,11 +180,22 @@ def _program(model: Path | ExportedProgram | fx.GraphModule) -> tuple[Program, s
 def _weights(program: Program) -> Iterator[tuple[str, Source, Part]]:
     """Each matrix in the program, with the path and the numbers of its tensor."""
     roles = _roles(program)
-    for path, source in {**program.parameters, **program.buffers}.items():
+    for path, stored in {**program.parameters, **program.buffers}.items():
+        source = program.dequantized.get(path, stored)
         role = roles.get(source.key)
         if source.get().ndim >= 2 and (role is not None or path in program.parameters):
             for part in _parts(program, path, role):
                 yield path, source, part
+
+
+def names_by_path(program: Program) -> dict[str, tuple[str, ...]]:
+    """The names of the layers in each tensor, by its path; tied ones have all of their names."""
+    named: dict[Hashable, dict[str, None]] = {}
+    keys: dict[str, Hashable] = {}
+    for path, source, part in _weights(program):
+        named.setdefault(source.key, {})[part.name_in(path.rpartition(".")[0])] = None
+        keys[path] = source.key
+    return {path: tuple(named[key]) for path, key in keys.items()}
 
 
 def opened(model: Path) -> ExportedProgram:
@@ -183,13 +203,31 @@ def opened(model: Path) -> ExportedProgram:
     import torch
 
     try:
-        return torch.export.load(model)
+        with _silenced():
+            register_quantized_operations()
+            return torch.export.load(model)
     except Exception as error:
         text = (str(error).strip().splitlines() or [""])[0][:200]
         raise NotRunnableError(
             f"model: {str(model)!r} cannot be loaded to be run ({type(error).__name__}: {text}); "
             "give the model that it was exported from"
         ) from error
+
+
+def register_quantized_operations() -> None:
+    """Make the operations of quantized programs known to torch, without which it cannot load one."""
+    from torch.ao.quantization.fx import _decomposed  # noqa: F401
+
+    if find_spec("torchao") is not None:
+        import torchao.quantization.pt2e  # noqa: F401
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    from qvis.adapters.torch.graph import _quiet
+
+    with _quiet():
+        yield
 
 
 def load(model: Path) -> ExportedProgram:
@@ -207,7 +245,9 @@ def runner(model: Path | ExportedProgram | fx.GraphModule, network: Network, los
     module = cast("ExportedProgram", model).module() if _is_export(model) else cast("fx.GraphModule", model)
     held = _sources({**dict(module.named_parameters()), **dict(module.named_buffers())})
     matrices = [
-        (part.name_in(path.rpartition(".")[0]), held[path], part) for path, _, part in _weights(program) if path in held
+        (part.name_in(path.rpartition(".")[0]), held[path], part)
+        for path, _, part in _weights(program)
+        if path in held and path not in program.dequantized
     ]
     return TorchRunner(module, network, loss, matrices)
 
@@ -282,7 +322,51 @@ _USES: dict[str, tuple[str, tuple[str, ...]]] = {
 """The type of layer that an operation is, and its arguments that are weights."""
 
 _TRANSPOSES = {"aten.t", "aten.numpy_T", "aten.transpose", "aten.permute"}
-_COPIES = {"aten.alias", "aten.detach", "aten.clone", "aten.contiguous", "aten.to", "aten._to_copy"}
+_DEQUANTIZE = {
+    "quantized_decomposed.dequantize_per_tensor": False,
+    "quantized_decomposed.dequantize_per_channel": True,
+}
+"""Operations that turn integers into weights, and whether each channel has a step of its own."""
+_COPIES = {"aten.alias", "aten.detach", "aten.clone", "aten.contiguous", "aten.to", "aten._to_copy", *_DEQUANTIZE}
+
+
+def _dequantized(program: Program) -> dict[str, Source]:
+    found: dict[str, Source] = {}
+    for call in program.calls:
+        if call.operation not in _DEQUANTIZE:
+            continue
+        path, step, zero = (
+            next((program.origins[one] for one in call.tensors.get(name, ()) if one in program.origins), "")
+            for name in ("input", "scales", "zero_points")
+        )
+        stored = program.source(path)
+        if stored is None:
+            continue
+        steps, zeros = program.source(step), program.source(zero)
+        scale = steps.get if steps is not None else partial(_number, call.numbers.get("scale", 1))
+        offset = zeros.get if zeros is not None else partial(_number, call.numbers.get("zero_point", 0))
+        axis = int(call.numbers.get("axis", 0)) if _DEQUANTIZE[call.operation] else None
+        most = int(call.numbers.get("quant_max", 127)) - int(call.numbers.get("quant_min", -128))
+        note = f"dequantized from {str(stored.get().dtype).removeprefix('torch.')}"
+        if most.bit_length() < 8:
+            note += f", of which {most.bit_length()} bits are used"
+        get = partial(_dequantize, stored.get, scale, offset, axis)
+        found[path] = Source(get, stored.key, (*stored.notes, note))
+    return found
+
+
+def _number(value: float) -> Tensor:
+    import torch
+
+    return torch.tensor(value)
+
+
+def _dequantize(
+    get: Callable[[], Tensor], scale: Callable[[], Tensor], zero: Callable[[], Tensor], axis: int | None
+) -> Tensor:
+    codes = get()
+    shape = [-1 if one == axis else 1 for one in range(codes.ndim)] if axis is not None else [1] * codes.ndim
+    return (codes.float() - zero().float().reshape(shape)) * scale().float().reshape(shape)
 
 
 class _Role(NamedTuple):
@@ -313,8 +397,8 @@ def _roles(program: Program) -> dict[Hashable, _Role]:
     return roles
 
 
-def _role(op: str, numbers: dict[str, int], axes: int, flipped: bool) -> _Role | None:
-    groups = numbers.get("groups", 1)
+def _role(op: str, numbers: dict[str, float], axes: int, flipped: bool) -> _Role | None:
+    groups = int(numbers.get("groups", 1))
     if op == "MatMul":
         if axes != 2:
             return None
@@ -398,5 +482,5 @@ def _add_calls(program: Program, graph: fx.Graph) -> None:
         given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
         listed = {name: value if isinstance(value, (list, tuple)) else [value] for name, value in given.items()}
         tensors = {name: [one.name for one in values if isinstance(one, Node)] for name, values in listed.items()}
-        numbers = {name: value for name, value in given.items() if isinstance(value, int)}
+        numbers = {name: value for name, value in given.items() if isinstance(value, (int, float))}
         program.calls.append(Call(schema.name.replace("::", "."), tensors, numbers, node.name))

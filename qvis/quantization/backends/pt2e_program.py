@@ -50,12 +50,14 @@ def open_model(job: Job) -> Opened:
     """
     from torch.export import ExportedProgram
 
+    from qvis.adapters.torch.exported import _from_export, names_by_path
+
     model = job.model
     with quietly():
         program = _of_program(model) if isinstance(model, ExportedProgram) else _export(job)
     args, kwargs = program.example_inputs or ((), {})
     batch = _fixed_batch(program)
-    paths = _layers(program)
+    paths = names_by_path(_from_export(program))
     graph = program.module(check_guards=False)
     with quietly():
         _own(graph)
@@ -204,19 +206,6 @@ def _fixed_batch(program: ExportedProgram) -> int | None:
         if node.op == "placeholder" and node.name in inputs and len(shape) and isinstance(shape[0], int):
             return int(shape[0])
     return None
-
-
-def _layers(program: ExportedProgram) -> dict[str, tuple[str, ...]]:
-    from qvis.adapters.torch.exported import _from_export, _weights
-
-    found: dict[str, list[str]] = {}
-    named: dict[Any, list[str]] = {}
-    for path, source, part in _weights(_from_export(program)):
-        name = part.name_in(path.rpartition(".")[0])
-        same = named.setdefault(source.key, [])
-        same += [name] if name not in same else []
-        found[path] = same
-    return {path: tuple(names) for path, names in found.items()}
 
 
 def _own(graph: fx.GraphModule) -> None:
