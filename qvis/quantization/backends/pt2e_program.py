@@ -305,27 +305,37 @@ def settled(graph: fx.GraphModule) -> fx.GraphModule:
                 known[node] = node.target(*args, **kwargs)
     root = nn.Module()
     names: dict[str, Tensor] = {}
-    for node, value in known.items():
-        users = [user for user in node.users if user not in known]
-        if not users or not isinstance(value, torch.Tensor):
-            continue
-        name = _unused(_name_of(node, users[0], value), value, names)
-        if name not in names:
-            names[name] = value.detach().clone().contiguous()
-            _put(root, name, names[name])
-        with graph.graph.inserting_before(node):
-            _set_attribute(graph, name, names[name])
-            new = graph.graph.get_attr(name)
-        new.meta.update(node.meta)
-        for user in users:
+    for user in [node for node in graph.graph.nodes if node not in known]:
+        for node in user.all_input_nodes:
+            value = known.get(node)
+            if not isinstance(value, torch.Tensor):
+                continue
+            name, value = _name_of(node, user, value)
+            name = _unused(name, value, names)
+            if name not in names:
+                names[name] = value.detach().clone().contiguous()
+                _put(root, name, names[name])
+                _set_attribute(graph, name, names[name])
+            with graph.graph.inserting_before(user):
+                new = graph.graph.get_attr(name)
+            new.meta.update(node.meta)
             user.replace_input_with(node, new)
     graph.graph.eliminate_dead_code()
     for name, child in graph.named_children():
         if any(node.op in ("call_module", "get_attr") and node.target == name for node in graph.graph.nodes):
             root.add_module(name, child)  # graphs within the graph
     found = fx.GraphModule(root, graph.graph)
-    found.recompile()
+    _order(found, root)
     return found
+
+
+def _order(module: nn.Module, like: nn.Module) -> None:
+    """Have the modules in the order of use; torch.fx puts those with short names first."""
+    for name, child in like._modules.items():
+        own = module._modules.pop(name, None)
+        if own is not None and child is not None:
+            module._modules[name] = own
+            _order(own, child)
 
 
 def _is_constant(node: fx.Node, known: Mapping[fx.Node, Tensor]) -> bool:
@@ -339,19 +349,23 @@ def _is_constant(node: fx.Node, known: Mapping[fx.Node, Tensor]) -> bool:
     return all(one in known for one in inputs)
 
 
-def _name_of(node: fx.Node, user: fx.Node, value: Tensor) -> str:
-    """What a constant is called: after the parameter that it was made of, and what it is to the operation."""
+def _name_of(node: fx.Node, user: fx.Node, value: Tensor) -> tuple[str, Tensor]:
+    """What a constant is called: after the parameter that it was made of, and what it is to the operation.
+
+    The zero points of weights are all zero, and shared by all that have so many of them.
+    """
+    import torch
+
     place = user.args.index(node) if node in user.args else -1
     if "dequantize" in str(user.target):
         path = _made_of(user.args[0])
         if place == 2 and not value.any():
-            return f"zero_points_{value.numel()}"
-        return path + {1: "_scale", 2: "_zero_point"}.get(place, "")
-    if place == 2 and "aten.conv" in str(user.target) or "aten.linear" in str(user.target):
+            return f"zero_points_{value.numel()}", value.to(torch.int32)
+        return path + {1: "_scale", 2: "_zero_point"}.get(place, ""), value
+    if place == 2 and node.op != "get_attr" and ("aten.conv" in str(user.target) or "aten.linear" in str(user.target)):
         owner = _made_of(user.args[1]).rpartition(".")[0]
-        path = _made_of(node)
-        return path if node.op == "get_attr" or place != 2 else ".".join(filter(None, (owner, "bias")))
-    return _made_of(node)
+        return ".".join(filter(None, (owner, "bias"))), value
+    return _made_of(node), value
 
 
 def _made_of(node: Any) -> str:

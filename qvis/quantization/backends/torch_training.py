@@ -113,10 +113,10 @@ def check_training(job: Job, opened: Opened) -> None:
 
 def prepared(job: Job, opened: Opened) -> fx.GraphModule:
     """The graph with a rounding wherever one will be; ``opened`` is used up."""
-    rules = quantizer(opened.layers, job.bits, job.granularity, job.cell.method != "weight_only")
     with quietly():
         from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
+        rules = quantizer(opened.layers, job.bits, job.granularity, job.cell.method != "weight_only")
         return prepare_pt2e(opened.graph, rules)
 
 
