@@ -57,11 +57,12 @@ def open_model(job: Job) -> Opened:
         program = _of_program(model) if isinstance(model, ExportedProgram) else _export(job)
     args, kwargs = program.example_inputs or ((), {})
     batch = _fixed_batch(program)
-    paths = names_by_path(_from_export(program))
+    paths = {path: _names(path, names) for path, names in names_by_path(_from_export(program)).items()}
     graph = program.module(check_guards=False)
     with quietly():
         _own(graph)
         fold_norms(graph)
+        make_linear(graph)
         graph.graph.eliminate_dead_code()
         graph.recompile()
     return Opened(program, graph, args, kwargs, paths, batch)
@@ -208,6 +209,15 @@ def _fixed_batch(program: ExportedProgram) -> int | None:
     return None
 
 
+def _names(path: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The layers in a parameter; where a weight is computed from it, as by weight_norm, the layer of that weight."""
+    owner, found, rest = path.partition(".parametrizations.")
+    if not found:
+        return names
+    tensor = rest.partition(".")[0]
+    return (owner,) if tensor == "weight" else (f"{owner}.{tensor}",)
+
+
 def _own(graph: fx.GraphModule) -> None:
     """Give a graph memory of its own; tied parameters stay tied."""
     import torch
@@ -266,6 +276,31 @@ def fold_norms(graph: fx.GraphModule) -> None:
         layer.args = (layer.args[0], new_weight, new_bias, *layer.args[3:])
         norm.replace_all_uses_with(layer)
         graph.graph.erase_node(norm)
+
+
+def make_linear(graph: fx.GraphModule) -> None:
+    """Write products with a matrix of parameters as what they are: linear layers."""
+    import torch
+
+    aten = torch.ops.aten
+    places = {aten.matmul.default: (0, 1), aten.mm.default: (0, 1), aten.addmm.default: (1, 2)}
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or node.target not in places or len(node.args) != len(places[node.target]) + (
+            node.target is aten.addmm.default
+        ):
+            continue
+        values, matrix = (node.args[one] for one in places[node.target])
+        if matrix.op != "get_attr" or matrix.meta["val"].ndim != 2 or values.op == "get_attr" or node.kwargs:
+            continue
+        with graph.graph.inserting_before(node):
+            turned = graph.graph.call_function(aten.t.default, (matrix,))
+            turned.meta.update(matrix.meta)
+            turned.meta["val"] = matrix.meta["val"].t()
+            bias = node.args[:1] if node.target is aten.addmm.default else ()
+            new = graph.graph.call_function(aten.linear.default, (values, turned, *bias))
+        new.meta.update(node.meta)
+        node.replace_all_uses_with(new)
+        graph.graph.erase_node(node)
 
 
 def _folded_axis(layer: Any) -> int | None:
@@ -372,7 +407,8 @@ def _made_of(node: Any) -> str:
     """The path of the first parameter that a constant comes from."""
     while node.op != "get_attr" and node.all_input_nodes:
         node = node.all_input_nodes[0]
-    return str(node.target)
+    owner, found, rest = str(node.target).partition(".parametrizations.")
+    return f"{owner}.{rest.partition('.')[0]}" if found else owner
 
 
 def _unused(name: str, value: Tensor, names: Mapping[str, Tensor]) -> str:

@@ -36,27 +36,20 @@ class Weight(NamedTuple):
 def weights_in(graph: fx.GraphModule, layers: Mapping[str, Sequence[str]]) -> Iterator[Weight]:
     """The weights of a graph's operations, with the names of their layers; ``layers`` has these by paths."""
     for node in graph.graph.nodes:
-        for position, axis, activation in _weights_of(node):
-            for weight in _listed(node.args[position]):
-                if not _is_constant(weight) or not _is_matrix(weight):
-                    continue
+        rule = _rules().get(node.target) if node.op == "call_function" else None
+        if rule is None:
+            continue
+        position, axis, activation = rule
+        for weight in _listed(node.args[position]):
+            if _is_constant(weight) and _is_matrix(weight):
                 taken = None if activation is None else node.args[activation]
                 names = tuple(layers.get(_path(weight), ())) or _module_of(node)
                 yield Weight(node, weight, axis, taken, names)
 
 
-def _weights_of(node: fx.Node) -> list[tuple[int, int, int | None]]:
-    """Where in the arguments weights are, the axis of their output channels, and where what they are multiplied is."""
-    if node.op != "call_function":
-        return []
-    found = _rules().get(node.target)
-    if found is None:
-        return []
-    return [one for one in found if one[0] < len(node.args)]
-
-
 @cache
-def _rules() -> dict[Any, list[tuple[int, int, int | None]]]:
+def _rules() -> dict[Any, tuple[int, int, int | None]]:
+    """Where in the arguments weights are, the axis of their output channels, and where what is rounded with them is."""
     import torch
 
     aten = torch.ops.aten
@@ -65,22 +58,19 @@ def _rules() -> dict[Any, list[tuple[int, int, int | None]]]:
         aten.conv1d.padding,
         aten.conv2d.default,
         aten.conv2d.padding,
-        aten.conv3d.default,
-        aten.conv3d.padding,
         aten.linear.default,
     )
+    spatial = (aten.conv3d.default, aten.conv3d.padding)
     transposed = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
     recurrent = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
     return {
-        **dict.fromkeys(layers, [(1, 0, 0)]),
-        **dict.fromkeys(transposed, [(1, 1, 0)]),
-        **dict.fromkeys((aten.matmul.default, aten.mm.default), [(1, 1, 0)]),
-        aten.addmm.default: [(2, 1, 1)],
-        aten.embedding.default: [(0, 0, None)],
-        aten.lstm.input: [(2, 0, None)],
-        **dict.fromkeys(recurrent, [(2, 0, None)]),
-        aten.lstm.input: [(2, 0, None)],
-        aten.bilinear.default: [(2, 0, None)],
+        **dict.fromkeys(layers, (1, 0, 0)),
+        # what follows has no integer kernels in oneDNN as PyTorch calls it
+        **dict.fromkeys(spatial, (1, 0, None)),
+        **dict.fromkeys(transposed, (1, 1, None)),
+        aten.embedding.default: (0, 0, None),
+        **dict.fromkeys(recurrent, (2, 0, None)),
+        aten.bilinear.default: (2, 0, None),
     }
 
 

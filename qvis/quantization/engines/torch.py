@@ -15,6 +15,7 @@ from qvis.errors import NotRunnableError, UnsupportedModelError
 from qvis.layers import FloatArray
 from qvis.quantization.contents import Contents
 from qvis.quantization.engines import Engine, Looked
+from qvis.quantization.engines.torch_lowering import MULTIPLYING, NotLoweredError, lower
 from qvis.running import Batch
 
 if TYPE_CHECKING:
@@ -101,8 +102,9 @@ class ModuleEngine:
         return found
 
     def _inputs(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        from qvis.quantization.backends.pt2e_program import tensors_of
         from torch.utils import _pytree as pytree
+
+        from qvis.quantization.backends.pt2e_program import tensors_of
 
         def placed(one: Any) -> Any:
             if not hasattr(one, "is_floating_point"):
@@ -123,8 +125,8 @@ class ProgramEngine:
 
     def __init__(self, program: ExportedProgram, threads: int = 1) -> None:
         from qvis.adapters.torch.exported import _from_export
-        from qvis.quantization.engines.torch_contents import _Reading
         from qvis.quantization.backends.pt2e_program import _fixed_batch
+        from qvis.quantization.engines.torch_contents import _Reading
 
         self.program = program
         self.threads = threads
@@ -134,7 +136,7 @@ class ProgramEngine:
         self._reading = _Reading(held)
         self._operations = self._reading.operations()
         self._layers = [
-            one for one in self._operations if one.arithmetic.value == "integer" and one.kind in _MULTIPLYING
+            one for one in self._operations if one.arithmetic.value == "integer" and one.kind in MULTIPLYING
         ]
         self._lowered: dict[Any, Any] = {}
         hybrid = any(one.arithmetic.value == "hybrid" for one in self._operations)
@@ -153,7 +155,7 @@ class ProgramEngine:
         args, kwargs = self.program.example_inputs
         try:
             self._lower(args, kwargs)
-        except _NotLoweredError as error:
+        except NotLoweredError as error:
             return str(error)
         return ""
 
@@ -176,7 +178,7 @@ class ProgramEngine:
         args, kwargs = tensors_of(batch)
         if self._layers and not self.simulated:
             lowered = self._lower(args, kwargs)
-            return _once(lowered, (*args, *_leaves(kwargs)), {}, self.threads, torch.device("cpu"))
+            return _once(lowered, tuple(_leaves((args, kwargs))), {}, self.threads, torch.device("cpu"))
         return _once(self._module, args, kwargs, self.threads, torch.device("cpu"))
 
     def look(self, batch: Batch, /) -> Mapping[str, Looked]:
@@ -200,7 +202,7 @@ class ProgramEngine:
                 return result
 
         with _threads(self.threads), _inference():
-            flat = self._module._codegen.process_inputs(*args, **kwargs) if kwargs or _nested(args) else args
+            flat = self._module.graph._codegen.process_inputs(*args, **kwargs) if kwargs or _nested(args) else args
             Watching(self._module).run(*flat)
         return found
 
@@ -208,95 +210,8 @@ class ProgramEngine:
         """The program with integer kernels, for inputs of these shapes."""
         key = tuple((tuple(one.shape), str(one.dtype)) for one in _leaves((args, kwargs)) if hasattr(one, "shape"))
         if key not in self._lowered:
-            self._lowered[key] = _lower(self._module, args, kwargs, len(self._layers))
+            self._lowered[key] = lower(self._module, args, kwargs, len(self._layers))
         return self._lowered[key]
-
-
-class _NotLoweredError(Exception):
-    """Why the integers of a program are not computed with."""
-
-
-_MULTIPLYING = (
-    *(f"aten.conv{n}d" for n in (1, 2, 3)),
-    *(f"aten.conv_transpose{n}d" for n in (1, 2, 3)),
-    *("aten.convolution", "aten.linear", "aten.matmul", "aten.mm", "aten.addmm"),
-)
-
-
-def _lower(module: fx.GraphModule, args: Any, kwargs: Any, expected: int) -> Any:
-    import torch
-
-    from qvis.adapters.torch.graph import _first_line
-    from qvis.quantization.backends.pt2e_program import quietly
-
-    try:
-        with quietly(), torch.no_grad():
-            from torchao.quantization.pt2e.lowering import lower_pt2e_quantized_to_x86
-
-            given, inputs = _positional(_by_channel(copy.deepcopy(module)), args, kwargs)
-            lowered = lower_pt2e_quantized_to_x86(given, inputs)
-    except ImportError as error:
-        raise _NotLoweredError("torchao, which lowers the program to integer kernels, is not installed") from error
-    except Exception as error:
-        raise _NotLoweredError(f"the program cannot be lowered to integer kernels: {_first_line(error)}") from error
-    names = [str(node.target) for node in lowered.graph.nodes if node.op == "call_function"]
-    done = sum(name.startswith("onednn.q") for name in names)
-    if done < expected:
-        left = sorted({name.removesuffix(".default") for name in names if name.startswith(_FLOATS)})
-        raise _NotLoweredError(
-            f"oneDNN has integer kernels for {done} of {expected} layers here; the others, computed by "
-            f"{', '.join(left) or 'floats'}, would be imitated with floats"
-        )
-    return lowered
-
-
-_FLOATS = ("aten.convolution", "aten.conv", "aten.mm", "aten.addmm", "aten.bmm", "aten.linear", "aten.matmul", "mkldnn")
-
-
-def _positional(module: fx.GraphModule, args: Any, kwargs: Any) -> tuple[Any, tuple[Any, ...]]:
-    """A module that takes by position what another takes by name."""
-    from torch import nn
-    from torch.utils import _pytree as pytree
-
-    if not kwargs:
-        return module, tuple(args)
-    leaves, spec = pytree.tree_flatten(kwargs)
-    count = len(args)
-
-    class Positional(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = module
-
-        def forward(self, *given: Any) -> Any:
-            return self.inner(*given[:count], **pytree.tree_unflatten(given[count:], spec))
-
-    return Positional(), (*args, *leaves)
-
-
-def _by_channel(module: fx.GraphModule) -> fx.GraphModule:
-    """The same, where a weight with one step for all has it once for each channel: only such weights are lowered."""
-    import torch
-
-    decomposed = torch.ops.quantized_decomposed
-    for node in list(module.graph.nodes):
-        if node.target is not decomposed.dequantize_per_tensor.default or node.args[0].op != "get_attr":
-            continue
-        weight, step, zero, low, high, kind = node.args[:6]
-        axis = 1 if any("conv_transpose" in str(user.target) for user in node.users) else 0
-        channels = weight.meta["val"].shape[axis]
-        for name, value in (("step", torch.full((channels,), step)), ("zero", torch.full((channels,), zero))):
-            module.register_buffer(f"{node.name}_{name}", value)
-        with module.graph.inserting_before(node):
-            steps, zeros = (module.graph.get_attr(f"{node.name}_{name}") for name in ("step", "zero"))
-            new = module.graph.call_function(
-                decomposed.dequantize_per_channel.default, (weight, steps, zeros, axis, low, high, kind)
-            )
-        new.meta.update(node.meta)
-        node.replace_all_uses_with(new)
-        module.graph.erase_node(node)
-    module.recompile()
-    return module
 
 
 def _axis(op: str) -> int:

@@ -48,7 +48,7 @@ _MOVES = frozenset(
         "feature_dropout squeeze unsqueeze select slice split chunk unbind cat stack getitem narrow pad constant_pad_nd "
         "pixel_shuffle pixel_unshuffle index index_select gather repeat flip roll unflatten movedim lift_fresh_copy "
         "_unsafe_view numpy_T zeros ones full arange empty new_zeros scalar_tensor sym_size _assert_tensor_metadata "
-        "zeros_like ones_like tril triu eq ne lt gt le ge logical_not logical_and where masked_fill upsample_nearest2d"
+        "zeros_like ones_like tril triu eq ne lt gt le ge sym_constrain_range_for_size logical_not logical_and where masked_fill upsample_nearest2d"
     ).split()
 )
 """What moves numbers, makes them, or compares them."""
@@ -105,7 +105,7 @@ class _Reading:
     def _arithmetic(self, call: Call) -> Arithmetic:
         library, _, name = call.operation.rpartition(".")
         name = name.rstrip("_") if not name.startswith("_") else name
-        if "quantize" in name or "choose_qparams" in name or library == "" or name in _MOVES:
+        if "quantize" in name or "choose_qparams" in name or library != "aten" or name in _MOVES:
             return Arithmetic.NONE
         if call.operation in WEIGHTS:
             weights = call.tensors.get(WEIGHTS[call.operation], [])
