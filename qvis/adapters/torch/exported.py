@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import sys
 import zipfile
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from importlib.util import find_spec
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from qvis.adapters.rewritten import Rewritten
 from qvis.adapters.torch.affines import Affine, affines_of_program
+from qvis.adapters.torch.dequantizing import DEQUANTIZE, dequantized, register_quantized_operations
 from qvis.adapters.torch.graph import graph_of_export
 from qvis.adapters.torch.parts import RULES, Part, bias_of, known_type
 from qvis.adapters.torch.rewriting import multipliable as multipliable
@@ -28,7 +27,7 @@ from qvis.rewriting import Rewriting
 from qvis.running import Batch, Runner
 
 if TYPE_CHECKING:
-    from torch import Tensor, fx
+    from torch import fx
     from torch.export import ExportedProgram
 
 
@@ -66,7 +65,7 @@ class Program:
     @cached_property
     def dequantized(self) -> dict[str, Source]:
         """The integers that the program turns into weights, as these weights, by their paths."""
-        return _dequantized(self)
+        return dequantized(self)
 
     def source(self, path: str) -> Source | None:
         """The tensor at a path, as it is stored."""
@@ -189,21 +188,26 @@ def _weights(program: Program) -> Iterator[tuple[str, Source, Part]]:
 
 
 def names_by_path(program: Program) -> dict[str, tuple[str, ...]]:
-    """The names of the layers in each tensor, by its path; tied ones have all of their names."""
-    named: dict[Hashable, dict[str, None]] = {}
+    """The names of the layers in each tensor, by its path; tied ones have the others' names after their own."""
+    named: dict[Hashable, list[str]] = {}
+    own: dict[str, list[str]] = {}
     keys: dict[str, Hashable] = {}
     for path, source, part in _weights(program):
-        named.setdefault(source.key, {})[part.name_in(path.rpartition(".")[0])] = None
+        name = part.name_in(path.rpartition(".")[0])
+        own.setdefault(path, []).append(name)
+        named.setdefault(source.key, []).append(name)
         keys[path] = source.key
-    return {path: tuple(named[key]) for path, key in keys.items()}
+    return {path: tuple(dict.fromkeys([*own[path], *named[key]])) for path, key in keys.items()}
 
 
 def opened(model: Path) -> ExportedProgram:
     """The program in a file, loaded to be run. This trusts the file: ``torch.export.load`` unpickles parts of it."""
     import torch
 
+    from qvis.adapters.torch.graph import _quiet
+
     try:
-        with _silenced():
+        with _quiet():
             register_quantized_operations()
             return torch.export.load(model)
     except Exception as error:
@@ -212,22 +216,6 @@ def opened(model: Path) -> ExportedProgram:
             f"model: {str(model)!r} cannot be loaded to be run ({type(error).__name__}: {text}); "
             "give the model that it was exported from"
         ) from error
-
-
-def register_quantized_operations() -> None:
-    """Make the operations of quantized programs known to torch, without which it cannot load one."""
-    from torch.ao.quantization.fx import _decomposed  # noqa: F401
-
-    if find_spec("torchao") is not None:
-        import torchao.quantization.pt2e  # noqa: F401
-
-
-@contextmanager
-def _silenced() -> Iterator[None]:
-    from qvis.adapters.torch.graph import _quiet
-
-    with _quiet():
-        yield
 
 
 def load(model: Path) -> ExportedProgram:
@@ -322,51 +310,7 @@ _USES: dict[str, tuple[str, tuple[str, ...]]] = {
 """The type of layer that an operation is, and its arguments that are weights."""
 
 _TRANSPOSES = {"aten.t", "aten.numpy_T", "aten.transpose", "aten.permute"}
-_DEQUANTIZE = {
-    "quantized_decomposed.dequantize_per_tensor": False,
-    "quantized_decomposed.dequantize_per_channel": True,
-}
-"""Operations that turn integers into weights, and whether each channel has a step of its own."""
-_COPIES = {"aten.alias", "aten.detach", "aten.clone", "aten.contiguous", "aten.to", "aten._to_copy", *_DEQUANTIZE}
-
-
-def _dequantized(program: Program) -> dict[str, Source]:
-    found: dict[str, Source] = {}
-    for call in program.calls:
-        if call.operation not in _DEQUANTIZE:
-            continue
-        path, step, zero = (
-            next((program.origins[one] for one in call.tensors.get(name, ()) if one in program.origins), "")
-            for name in ("input", "scales", "zero_points")
-        )
-        stored = program.source(path)
-        if stored is None:
-            continue
-        steps, zeros = program.source(step), program.source(zero)
-        scale = steps.get if steps is not None else partial(_number, call.numbers.get("scale", 1))
-        offset = zeros.get if zeros is not None else partial(_number, call.numbers.get("zero_point", 0))
-        axis = int(call.numbers.get("axis", 0)) if _DEQUANTIZE[call.operation] else None
-        most = int(call.numbers.get("quant_max", 127)) - int(call.numbers.get("quant_min", -128))
-        note = f"dequantized from {str(stored.get().dtype).removeprefix('torch.')}"
-        if most.bit_length() < 8:
-            note += f", of which {most.bit_length()} bits are used"
-        get = partial(_dequantize, stored.get, scale, offset, axis)
-        found[path] = Source(get, stored.key, (*stored.notes, note))
-    return found
-
-
-def _number(value: float) -> Tensor:
-    import torch
-
-    return torch.tensor(value)
-
-
-def _dequantize(
-    get: Callable[[], Tensor], scale: Callable[[], Tensor], zero: Callable[[], Tensor], axis: int | None
-) -> Tensor:
-    codes = get()
-    shape = [-1 if one == axis else 1 for one in range(codes.ndim)] if axis is not None else [1] * codes.ndim
-    return (codes.float() - zero().float().reshape(shape)) * scale().float().reshape(shape)
+_COPIES = {"aten.alias", "aten.detach", "aten.clone", "aten.contiguous", "aten.to", "aten._to_copy", *DEQUANTIZE}
 
 
 class _Role(NamedTuple):

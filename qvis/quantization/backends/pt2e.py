@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qvis.errors import BadArgumentError, UnsupportedModelError
-from qvis.quantization.backends.pt2e_program import Opened, open_model, quietly, save, settled
+from qvis.quantization.backends.pt2e_program import Opened, open_model, quietly
 from qvis.quantization.backends.pt2e_quantizer import Weight, is_real, weights_in, width_of
+from qvis.quantization.backends.pt2e_saving import save, settled
 from qvis.quantization.backends.torch_training import calibrated, check_training, prepared, train
 from qvis.quantization.methods import FLOAT, Epoch, Job
 from qvis.words import listed_names
@@ -23,8 +24,8 @@ def check(job: Job) -> None:
     _check_widths(weights, job.bits)
     if not any(width_of(weight, job.bits) != FLOAT for weight in weights):
         raise UnsupportedModelError(
-            "model: none of its layers is to be quantized and used by an operation that takes a quantized weight; those "
-            "are convolutions, linear layers, products with a matrix, embeddings and recurrent layers"
+            "model: none of its layers is to be quantized and used by an operation that takes a quantized weight; "
+            "those are convolutions, linear layers, products with a matrix, embeddings and recurrent layers"
         )
     if job.training is not None:
         check_training(job, opened)
@@ -43,7 +44,7 @@ def convert(job: Job, target: Path) -> tuple[Epoch, ...]:
     with quietly():
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-        converted = settled(convert_pt2e(graph, fold_quantize=False))
+        converted = settled(convert_pt2e(graph, fold_quantize=False), opened.named(job.bits))
     save(converted, opened, target)
     return epochs
 
@@ -72,7 +73,7 @@ def _notes(job: Job, opened: Opened) -> list[str]:
     if job.cell.method == "weight_only":
         return found
     alone = [
-        weight.names[0]
+        weight.names[0] if len(weight.names) < 2 else weight.path.rpartition(".")[0]
         for weight in weights
         if weight.names and width_of(weight, job.bits) != FLOAT and (weight.input is None or not is_real(weight.input))
     ]

@@ -1,8 +1,6 @@
-"""From a model to a graph whose weights and activations can be rounded, and back to a program that can be saved.
+"""From a model to a graph whose weights and activations can be rounded.
 
-The graph holds the parameters under the names that they have in the model. A normalization by fixed numbers becomes part
-of the weight before it: as operations on parameters, so that training reaches them, which disappear when the constants
-are computed in the end.
+The graph holds the parameters under the names that they have in the model.
 """
 
 from __future__ import annotations
@@ -15,27 +13,42 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from qvis.errors import BadArgumentError, QvisError, UnsupportedModelError
+from qvis.quantization.backends.pt2e_folding import fold_norms, make_linear
 from qvis.quantization.methods import Job
 from qvis.running import Batch
 
 if TYPE_CHECKING:
-    from torch import Tensor, fx, nn
+    from torch import nn
     from torch.export import ExportedProgram
+
+GraphModule = Any
+"""Of torch.fx; the arguments of its nodes could be anything."""
 
 
 class Opened(NamedTuple):
     """A model as a graph of operations, on the CPU, in 32-bit floats and evaluation mode, with memory of its own."""
 
     program: ExportedProgram
-    graph: fx.GraphModule
+    graph: GraphModule
     """With the normalizations folded; its parameters are copies."""
     args: tuple[Any, ...]
     """What it was called with to be followed: tensors."""
     kwargs: dict[str, Any]
     layers: Mapping[str, tuple[str, ...]]
     """The names of the layers in each parameter, by the parameter's path."""
+    types: Mapping[str, str]
+    """The full name of the class of each module, by the module's path."""
     batch: int | None
     """The only number of samples that it takes; None where any will do."""
+
+    def named(self, bits: Mapping[str, int]) -> dict[str, str]:
+        """By what path a tied parameter is known in the model, where the graph has another one."""
+        found: dict[str, str] = {}
+        for path, names in self.layers.items():
+            for other, others in self.layers.items():
+                if set(others) == set(names) and others[0] in bits and names[0] not in bits:
+                    found.setdefault(path, other)
+        return found
 
 
 def open_model(job: Job) -> Opened:
@@ -57,7 +70,8 @@ def open_model(job: Job) -> Opened:
         program = _of_program(model) if isinstance(model, ExportedProgram) else _export(job)
     args, kwargs = program.example_inputs or ((), {})
     batch = _fixed_batch(program)
-    paths = {path: _names(path, names) for path, names in names_by_path(_from_export(program)).items()}
+    read = _from_export(program)
+    paths = {path: _names(path, names) for path, names in names_by_path(read).items()}
     graph = program.module(check_guards=False)
     with quietly():
         _own(graph)
@@ -65,7 +79,7 @@ def open_model(job: Job) -> Opened:
         make_linear(graph)
         graph.graph.eliminate_dead_code()
         graph.recompile()
-    return Opened(program, graph, args, kwargs, paths, batch)
+    return Opened(program, graph, args, kwargs, paths, read.types, batch)
 
 
 @contextmanager
@@ -102,7 +116,7 @@ def _export(job: Job) -> ExportedProgram:
     plain.eval()
     args, kwargs = tensors_of(_several(job.example))
     failures = []
-    for shapes in (_any_batch(args, kwargs), None):
+    for shapes in (any_batch(args, kwargs), None):
         for strict in (False, True):
             try:
                 with torch.no_grad():
@@ -149,7 +163,8 @@ def _functional(program: ExportedProgram) -> ExportedProgram:
 
     targets = (node.target for node in program.graph.nodes)
     if any(isinstance(one, OpOverload) and one._schema.is_mutable for one in targets):
-        return program.run_decompositions({})
+        functional: ExportedProgram = program.run_decompositions({})
+        return functional
     return program
 
 
@@ -188,12 +203,12 @@ def as_tensor(value: Any) -> Any:
     return value.float() if value.is_floating_point() else value
 
 
-def _any_batch(args: Any, kwargs: Any) -> Any:
+def any_batch(args: Any, kwargs: Any) -> Any:
     """That the first axis of every tensor may have any length."""
     import torch
     from torch.utils import _pytree as pytree
 
-    found = torch.export.ShapesCollection()
+    found = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
     for leaf in pytree.tree_leaves((args, kwargs)):
         if isinstance(leaf, torch.Tensor) and leaf.ndim:
             found[leaf] = {0: torch.export.Dim.AUTO}
@@ -203,7 +218,7 @@ def _any_batch(args: Any, kwargs: Any) -> Any:
 def _fixed_batch(program: ExportedProgram) -> int | None:
     inputs = set(program.graph_signature.user_inputs)
     for node in program.graph.nodes:
-        shape = getattr(node.meta.get("val"), "shape", ())
+        shape: Any = getattr(node.meta.get("val"), "shape", ())
         if node.op == "placeholder" and node.name in inputs and len(shape) and isinstance(shape[0], int):
             return int(shape[0])
     return None
@@ -218,7 +233,7 @@ def _names(path: str, names: tuple[str, ...]) -> tuple[str, ...]:
     return (owner,) if tensor == "weight" else (f"{owner}.{tensor}",)
 
 
-def _own(graph: fx.GraphModule) -> None:
+def _own(graph: GraphModule) -> None:
     """Give a graph memory of its own; tied parameters stay tied."""
     import torch
 
@@ -232,237 +247,3 @@ def _own(graph: fx.GraphModule) -> None:
                     new = tensor.detach().clone()
                     known[id(tensor)] = torch.nn.Parameter(new) if held is module._parameters else new
                 held[name] = known[id(tensor)]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Normalizations into weights
-
-
-def fold_norms(graph: fx.GraphModule) -> None:
-    """Make normalizations by fixed numbers part of the weight and the bias before them, as operations on parameters."""
-    import torch
-
-    aten = torch.ops.aten
-    for norm in list(graph.graph.nodes):
-        if norm.target is not aten.batch_norm.default or norm.args[5] is not False:
-            continue
-        layer = norm.args[0]
-        axis = _folded_axis(layer)
-        if axis is None or len(layer.users) > 1:
-            continue
-        _, scale, shift, mean, variance, *_ = norm.args
-        weight = layer.args[1]
-        bias = layer.args[2] if len(layer.args) > 2 else None
-        with graph.graph.inserting_before(layer):
-
-            def call(target: Any, *args: Any) -> fx.Node:
-                return graph.graph.call_function(target, args)
-
-            # the normalization's numbers may be listed after the layer
-            scale, shift, mean, variance = (
-                None if one is None else graph.graph.get_attr(one.target) for one in (scale, shift, mean, variance)
-            )
-            factor = call(aten.rsqrt.default, call(aten.add.Tensor, variance, norm.args[7]))
-            if scale is not None:
-                factor = call(aten.mul.Tensor, factor, scale)
-            dimensions = weight.meta["val"].ndim
-            along = call(aten.reshape.default, factor, [-1 if one == axis else 1 for one in range(dimensions)])
-            new_weight = call(aten.mul.Tensor, weight, along)
-            new_weight.meta.update(weight.meta)
-            new_bias = call(aten.neg.default, mean) if bias is None else call(aten.sub.Tensor, bias, mean)
-            new_bias = call(aten.mul.Tensor, new_bias, factor)
-            if shift is not None:
-                new_bias = call(aten.add.Tensor, new_bias, shift)
-        layer.args = (layer.args[0], new_weight, new_bias, *layer.args[3:])
-        norm.replace_all_uses_with(layer)
-        graph.graph.erase_node(norm)
-
-
-def make_linear(graph: fx.GraphModule) -> None:
-    """Write products with a matrix of parameters as what they are: linear layers."""
-    import torch
-
-    aten = torch.ops.aten
-    places = {aten.matmul.default: (0, 1), aten.mm.default: (0, 1), aten.addmm.default: (1, 2)}
-    for node in list(graph.graph.nodes):
-        if node.op != "call_function" or node.target not in places or len(node.args) != len(places[node.target]) + (
-            node.target is aten.addmm.default
-        ):
-            continue
-        values, matrix = (node.args[one] for one in places[node.target])
-        if matrix.op != "get_attr" or matrix.meta["val"].ndim != 2 or values.op == "get_attr" or node.kwargs:
-            continue
-        with graph.graph.inserting_before(node):
-            turned = graph.graph.call_function(aten.t.default, (matrix,))
-            turned.meta.update(matrix.meta)
-            turned.meta["val"] = matrix.meta["val"].t()
-            bias = node.args[:1] if node.target is aten.addmm.default else ()
-            new = graph.graph.call_function(aten.linear.default, (values, turned, *bias))
-        new.meta.update(node.meta)
-        node.replace_all_uses_with(new)
-        graph.graph.erase_node(node)
-
-
-def _folded_axis(layer: Any) -> int | None:
-    """The axis of the output channels in the weight of a layer that a normalization can become part of."""
-    import torch
-
-    aten = torch.ops.aten
-    target = getattr(layer, "target", None)
-    if target in (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default):
-        return 0
-    if target in (aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding):
-        return 0
-    if target in (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input):
-        return 1 if len(layer.args) < 7 or layer.args[6] == 1 else None
-    if target is aten.linear.default and layer.meta["val"].ndim == 2:
-        return 0
-    return None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Constants, computed and named
-
-
-def settled(graph: fx.GraphModule) -> fx.GraphModule:
-    """The same graph with all that depends on no input computed, under readable names, and nothing else in it."""
-    import torch
-    from torch import fx, nn
-
-    known: dict[fx.Node, Tensor] = {}
-    with torch.no_grad():
-        for node in graph.graph.nodes:
-            if node.op == "get_attr":
-                known[node] = _attribute(graph, node.target)
-            elif _is_constant(node, known):
-                args = fx.node.map_arg(node.args, lambda one: known[one])
-                kwargs = fx.node.map_arg(node.kwargs, lambda one: known[one])
-                known[node] = node.target(*args, **kwargs)
-    root = nn.Module()
-    names: dict[str, Tensor] = {}
-    for user in [node for node in graph.graph.nodes if node not in known]:
-        for node in user.all_input_nodes:
-            value = known.get(node)
-            if not isinstance(value, torch.Tensor):
-                continue
-            name, value = _name_of(node, user, value)
-            name = _unused(name, value, names)
-            if name not in names:
-                names[name] = value.detach().clone().contiguous()
-                _put(root, name, names[name])
-                _set_attribute(graph, name, names[name])
-            with graph.graph.inserting_before(user):
-                new = graph.graph.get_attr(name)
-            new.meta.update(node.meta)
-            user.replace_input_with(node, new)
-    graph.graph.eliminate_dead_code()
-    for name, child in graph.named_children():
-        if any(node.op in ("call_module", "get_attr") and node.target == name for node in graph.graph.nodes):
-            root.add_module(name, child)  # graphs within the graph
-    found = fx.GraphModule(root, graph.graph)
-    _order(found, root)
-    return found
-
-
-def _order(module: nn.Module, like: nn.Module) -> None:
-    """Have the modules in the order of use; torch.fx puts those with short names first."""
-    for name, child in like._modules.items():
-        own = module._modules.pop(name, None)
-        if own is not None and child is not None:
-            module._modules[name] = own
-            _order(own, child)
-
-
-def _is_constant(node: fx.Node, known: Mapping[fx.Node, Tensor]) -> bool:
-    from torch._ops import OpOverload
-
-    inputs = node.all_input_nodes
-    if node.op != "call_function" or not inputs or not isinstance(node.target, OpOverload):
-        return False
-    if "dequantize" in node.target._schema.name or node.target._schema.is_mutable:
-        return False
-    return all(one in known for one in inputs)
-
-
-def _name_of(node: fx.Node, user: fx.Node, value: Tensor) -> tuple[str, Tensor]:
-    """What a constant is called: after the parameter that it was made of, and what it is to the operation.
-
-    The zero points of weights are all zero, and shared by all that have so many of them.
-    """
-    import torch
-
-    place = user.args.index(node) if node in user.args else -1
-    if "dequantize" in str(user.target):
-        path = _made_of(user.args[0])
-        if place == 2 and not value.any():
-            return f"zero_points_{value.numel()}", value.to(torch.int32)
-        return path + {1: "_scale", 2: "_zero_point"}.get(place, ""), value
-    if place == 2 and node.op != "get_attr" and ("aten.conv" in str(user.target) or "aten.linear" in str(user.target)):
-        owner = _made_of(user.args[1]).rpartition(".")[0]
-        return ".".join(filter(None, (owner, "bias"))), value
-    return _made_of(node), value
-
-
-def _made_of(node: Any) -> str:
-    """The path of the first parameter that a constant comes from."""
-    while node.op != "get_attr" and node.all_input_nodes:
-        node = node.all_input_nodes[0]
-    owner, found, rest = str(node.target).partition(".parametrizations.")
-    return f"{owner}.{rest.partition('.')[0]}" if found else owner
-
-
-def _unused(name: str, value: Tensor, names: Mapping[str, Tensor]) -> str:
-    """The name, or one like it where another constant has it."""
-    import torch
-
-    found, number = name, 1
-    while found in names and not (names[found].dtype == value.dtype and torch.equal(names[found], value)):
-        number += 1
-        found = f"{name}_{number}"
-    return found
-
-
-def _attribute(module: Any, path: str) -> Any:
-    for part in path.split("."):
-        module = getattr(module, part)
-    return module
-
-
-def _put(root: nn.Module, path: str, tensor: Tensor) -> None:
-    from torch import nn
-
-    *owners, name = path.split(".")
-    for owner in owners:
-        if not hasattr(root, owner):
-            root.add_module(owner, nn.Module())
-        root = getattr(root, owner)
-    if tensor.is_floating_point() and not name.endswith("_scale"):
-        root.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
-    else:
-        root.register_buffer(name, tensor)
-
-
-def _set_attribute(graph: fx.GraphModule, path: str, tensor: Tensor) -> None:
-    """For the time of rewriting, so that the graph may name it."""
-    owner: Any = graph
-    *owners, name = path.split(".")
-    for one in owners:
-        owner = getattr(owner, one)
-    for held in (owner._parameters, owner._buffers):
-        held.pop(name, None)
-    owner.register_buffer(name, tensor)
-
-
-def save(graph: fx.GraphModule, opened: Opened, path: Any) -> None:
-    """Write a graph as an exported program that takes what the model takes."""
-    import torch
-    from torch.utils import _pytree as pytree
-
-    args, kwargs = pytree.tree_map(as_tensor, (opened.args, opened.kwargs))
-    shapes = _any_batch(args, kwargs) if opened.batch is None else None
-    with quietly(), torch.no_grad():
-        program = torch.export.export(graph, args, kwargs, dynamic_shapes=shapes)
-        for node in program.graph.nodes:  # lines of the model's source, and what passes a node has gone through
-            for name in ("stack_trace", "from_node", "torch_fn", "nn_module_stack", "source_fn_stack"):
-                node.meta.pop(name, None)
-        torch.export.save(program, path)

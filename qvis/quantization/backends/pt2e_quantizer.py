@@ -10,30 +10,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from qvis.quantization.backends.pt2e_rounding import ACTIVATION_BITS, roundings
 from qvis.quantization.methods import FLOAT
 
-if TYPE_CHECKING:
-    from torch import fx
+GraphModule = Any
+Node = Any
+"""Of torch.fx; the arguments of its nodes could be anything."""
 
 
 class Weight(NamedTuple):
     """A weight that a graph's operation takes."""
 
-    node: fx.Node
+    node: Node
     """The operation."""
-    weight: fx.Node
+    weight: Node
     axis: int
     """Of the output channels."""
-    input: fx.Node | None
+    input: Node | None
     """What is multiplied with it, where that can be rounded."""
     names: tuple[str, ...]
     """Of the layers in it."""
+    path: str
+    """The parameter that it is, or is made of."""
 
 
-def weights_in(graph: fx.GraphModule, layers: Mapping[str, Sequence[str]]) -> Iterator[Weight]:
+def weights_in(graph: GraphModule, layers: Mapping[str, Sequence[str]]) -> Iterator[Weight]:
     """The weights of a graph's operations, with the names of their layers; ``layers`` has these by paths."""
     for node in graph.graph.nodes:
         rule = _rules().get(node.target) if node.op == "call_function" else None
@@ -43,8 +46,9 @@ def weights_in(graph: fx.GraphModule, layers: Mapping[str, Sequence[str]]) -> It
         for weight in _listed(node.args[position]):
             if _is_constant(weight) and _is_matrix(weight):
                 taken = None if activation is None else node.args[activation]
-                names = tuple(layers.get(_path(weight), ())) or _module_of(node)
-                yield Weight(node, weight, axis, taken, names)
+                path = _path(weight)
+                names = tuple(layers.get(path, ())) or _module_of(node)
+                yield Weight(node, weight, axis, taken, names, path)
 
 
 @cache
@@ -74,9 +78,7 @@ def _rules() -> dict[Any, tuple[int, int, int | None]]:
     }
 
 
-def quantizer(
-    layers: Mapping[str, Sequence[str]], bits: Mapping[str, int], granularity: str, activations: bool
-) -> Any:
+def quantizer(layers: Mapping[str, Sequence[str]], bits: Mapping[str, int], granularity: str, activations: bool) -> Any:
     """A quantizer of torchao.
 
     Parameters
@@ -93,11 +95,11 @@ def quantizer(
     from torchao.quantization.pt2e.quantizer import Quantizer
 
     class Rules(Quantizer):  # type: ignore[misc, unused-ignore]
-        def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        def annotate(self, model: GraphModule) -> GraphModule:
             _Annotating(layers, bits, granularity).annotate(model, activations)
             return model
 
-        def validate(self, model: fx.GraphModule) -> None:
+        def validate(self, model: GraphModule) -> None:
             pass
 
     return Rules()
@@ -116,10 +118,10 @@ class _Annotating:
             quant_max=2**ACTIVATION_BITS - 1,
             qscheme=torch.per_tensor_affine,
         )
-        self.inputs: dict[fx.Node, dict[fx.Node, Any]] = {}
-        self.outputs: dict[fx.Node, Any] = {}
+        self.inputs: dict[Node, dict[Node, Any]] = {}
+        self.outputs: dict[Node, Any] = {}
 
-    def annotate(self, graph: fx.GraphModule, activations: bool) -> None:
+    def annotate(self, graph: GraphModule, activations: bool) -> None:
         """Write into the nodes of a graph what of them is rounded."""
         from torchao.quantization.pt2e.quantizer import QuantizationAnnotation
 
@@ -155,7 +157,7 @@ class _Annotating:
             ch_axis=axis if by_channel else None,
         )
 
-    def _between(self, node: fx.Node, layers: set[fx.Node]) -> None:
+    def _between(self, node: Node, layers: set[Node]) -> None:
         """What is done between layers: only where numbers come from a layer and go to one is it worth rounding."""
         from torchao.quantization.pt2e.quantizer import SharedQuantizationSpec
 
@@ -210,22 +212,24 @@ def _kinds() -> dict[Any, str]:
     }
 
 
-def _kind(node: fx.Node) -> str:
+def _kind(node: Node) -> str:
     return _kinds().get(node.target, "") if node.op == "call_function" else ""
 
 
-HANDING_ON = (
-    "relu hardtanh relu6 clamp hardswish hardsigmoid sigmoid silu gelu tanh leaky_relu elu dropout flatten view reshape "
-    "permute transpose contiguous clone squeeze unsqueeze chunk split slice select pad pixel_shuffle getitem add mul sub "
-    "cat max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
-    "adaptive_avg_pool3d mean upsample_nearest2d upsample_bilinear2d"
-).split()
+HANDING_ON = frozenset(
+    (  # noqa: SIM905
+        "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d add avg_pool1d avg_pool2d avg_pool3d cat chunk "
+        "clamp clone contiguous dropout elu flatten gelu getitem hardsigmoid hardswish hardtanh leaky_relu "
+        "max_pool1d max_pool2d max_pool3d mean mul pad permute pixel_shuffle relu relu6 reshape select sigmoid silu "
+        "slice split squeeze sub tanh transpose unsqueeze upsample_bilinear2d upsample_nearest2d view"
+    ).split()
+)
 """What stands between layers without leaving the kind of numbers that they take and give."""
 
 
-def _comes_from(node: fx.Node, layers: set[fx.Node]) -> bool:
+def _comes_from(node: Node, layers: set[Node]) -> bool:
     """Whether what a node puts out was made by layers, and by nothing that needs floats."""
-    seen: set[fx.Node] = set()
+    seen: set[Node] = set()
     waiting = [node]
     while waiting:
         one = waiting.pop()
@@ -239,24 +243,23 @@ def _comes_from(node: fx.Node, layers: set[fx.Node]) -> bool:
     return False
 
 
-def operation(node: fx.Node) -> str:
+def operation(node: Node) -> str:
     """The name of what a node does, without its library and overload."""
     schema = getattr(node.target, "_schema", None)
     name = schema.name.rpartition("::")[2] if schema is not None else getattr(node.target, "__name__", "")
     return str(name).rstrip("_")
 
 
-def _operands(node: fx.Node) -> list[fx.Node]:
-    return [one for one in _listed(node.args[0])] + [
-        one for one in node.args[1:2] if operation(node) in ("add", "mul", "sub") and hasattr(one, "meta")
-    ]
+def _operands(node: Node) -> list[Node]:
+    second = node.args[1:2] if operation(node) in ("add", "mul", "sub") else ()
+    return [*_listed(node.args[0]), *(one for one in second if hasattr(one, "meta"))]
 
 
-def _listed(value: Any) -> list[fx.Node]:
+def _listed(value: Any) -> list[Node]:
     return [one for one in (value if isinstance(value, (list, tuple)) else [value]) if hasattr(one, "meta")]
 
 
-def _is_constant(node: fx.Node) -> bool:
+def _is_constant(node: Node) -> bool:
     """Whether a node depends on no input."""
     if node.op == "get_attr":
         return True
@@ -264,19 +267,19 @@ def _is_constant(node: fx.Node) -> bool:
     return node.op == "call_function" and bool(inputs) and all(map(_is_constant, inputs))
 
 
-def _is_matrix(node: fx.Node) -> bool:
+def _is_matrix(node: Node) -> bool:
     value = node.meta.get("val")
     return is_real(node) and value is not None and value.ndim >= 2
 
 
-def _path(node: fx.Node) -> str:
+def _path(node: Node) -> str:
     """The parameter that a weight is, or is made of."""
     while node.op != "get_attr" and node.all_input_nodes:
         node = node.all_input_nodes[0]
     return str(node.target)
 
 
-def _module_of(node: fx.Node) -> tuple[str, ...]:
+def _module_of(node: Node) -> tuple[str, ...]:
     """The module that an operation belongs to."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     return (str(stack[-1][0]).partition("@")[0],) if stack else ()

@@ -1,8 +1,8 @@
 """Trains PyTorch models with rounding in place, so that their weights find numbers that can be rounded.
 
-What is trained is the graph into which torchao's quantization by export has put rounding, with normalizations folded and
-their statistics fixed, so that it computes just what the quantized model will. Weights, biases, the scales of
-normalizations and all steps are trained together; see :mod:`qvis.quantization.backends.pt2e_rounding`.
+What is trained is the graph into which torchao's quantization by export has put rounding, with normalizations
+folded and their statistics fixed, so that it computes just what the quantized model will. Weights, biases, the scales
+of normalizations and all steps are trained together; see :mod:`qvis.quantization.backends.pt2e_rounding`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qvis.quantization.methods import Epoch, Job, Training, TrainingStep
 from qvis.running import Batch
 
 if TYPE_CHECKING:
-    from torch import Tensor, fx, nn
+    from torch import Tensor, nn
 
 CALIBRATED_ON = 256
 """So many samples of the training data are looked at where there are no calibration data."""
@@ -30,8 +30,11 @@ CALIBRATED_ON = 256
 Goal = Callable[[Any, Any, int], "Tensor"]
 """Outputs, labels or what takes their place, and how many samples there are: their mean loss."""
 
+GraphModule = Any
+"""Of torch.fx; the arguments of its nodes could be anything."""
 
-def train(job: Job, opened: Opened | None = None) -> tuple[fx.GraphModule, tuple[Epoch, ...]]:
+
+def train(job: Job, opened: Opened | None = None) -> tuple[GraphModule, tuple[Epoch, ...]]:
     """The prepared graph of a job's model, trained, and what each epoch came to; the first is before training.
 
     Labels that are whole numbers are trained for by cross entropy, others by the mean squared error. Without labels the
@@ -111,7 +114,7 @@ def check_training(job: Job, opened: Opened) -> None:
                 goal(_repeated(outputs, one.size), as_tensor(one.labels), one.size)
 
 
-def prepared(job: Job, opened: Opened) -> fx.GraphModule:
+def prepared(job: Job, opened: Opened) -> GraphModule:
     """The graph with a rounding wherever one will be; ``opened`` is used up."""
     with quietly():
         from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
@@ -120,7 +123,7 @@ def prepared(job: Job, opened: Opened) -> fx.GraphModule:
         return prepare_pt2e(opened.graph, rules)
 
 
-def calibrated(graph: fx.GraphModule, job: Job, opened: Opened) -> None:
+def calibrated(graph: GraphModule, job: Job, opened: Opened) -> None:
     """Find the grids: of weights, and of activations from the calibration data, or else from some training data."""
     import torch
 
@@ -146,7 +149,7 @@ def calibrated(graph: fx.GraphModule, job: Job, opened: Opened) -> None:
 
 
 def _epochs(
-    graph: fx.GraphModule, training: Training, goal: Goal, taught: list[Any] | None, whole: bool
+    graph: GraphModule, training: Training, goal: Goal, taught: list[Any] | None, whole: bool
 ) -> Iterator[Epoch]:
     import torch
 
@@ -220,7 +223,7 @@ class _Mean:
         return self.right / self.answers if self.answers else None
 
 
-def _set_dropout(graph: fx.GraphModule, on: bool) -> None:
+def _set_dropout(graph: GraphModule, on: bool) -> None:
     """A graph that was followed in evaluation mode still has its dropout, turned off."""
     for node in graph.graph.nodes:
         if node.op == "call_function" and operation(node) in ("dropout", "feature_dropout", "alpha_dropout"):
@@ -228,7 +231,7 @@ def _set_dropout(graph: fx.GraphModule, on: bool) -> None:
     graph.recompile()
 
 
-def _called(graph: fx.GraphModule, args: Any, kwargs: Any) -> Any:
+def _called(graph: GraphModule, args: Any, kwargs: Any) -> Any:
     from qvis.adapters.torch.running import _describe
 
     try:
@@ -286,7 +289,7 @@ def _real(outputs: Any) -> list[Tensor]:
     return found
 
 
-def _ends_in_softmax(graph: fx.GraphModule) -> bool:
+def _ends_in_softmax(graph: GraphModule) -> bool:
     """Whether the first result is probabilities, of which cross entropy wants the logarithms."""
     last = next(node for node in reversed(graph.graph.nodes) if node.op == "output")
     first = next(iter(last.all_input_nodes), None)
@@ -315,7 +318,7 @@ def _labels(training: Training) -> Any:
     return next((batch.labels for batch in training.batches if batch.labels is not None), None)
 
 
-def _taught(graph: fx.GraphModule, training: Training) -> list[Any]:
+def _taught(graph: GraphModule, training: Training) -> list[Any]:
     """What the float model puts out for each batch of the training data."""
     import torch
 

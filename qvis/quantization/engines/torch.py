@@ -8,19 +8,22 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from qvis.adapters.torch.tensors import framework
 from qvis.errors import NotRunnableError, UnsupportedModelError
 from qvis.layers import FloatArray
-from qvis.quantization.contents import Contents
+from qvis.quantization.contents import Arithmetic, Contents
 from qvis.quantization.engines import Engine, Looked
-from qvis.quantization.engines.torch_lowering import MULTIPLYING, NotLoweredError, lower
+from qvis.quantization.engines.torch_lowering import NotLoweredError, lower
 from qvis.running import Batch
 
 if TYPE_CHECKING:
-    from torch import Tensor, fx, nn
+    from torch import Tensor, nn
     from torch.export import ExportedProgram
+
+Node = Any
+"""Of torch.fx; the arguments of its nodes could be anything."""
 
 
 def open_engine(model: Any, threads: int = 1) -> Engine:
@@ -30,12 +33,12 @@ def open_engine(model: Any, threads: int = 1) -> Engine:
     if isinstance(model, Path):
         if model.suffix.lower() != ".pt2":
             raise UnsupportedModelError(
-                f"model: {model.name!r} holds numbers without what is computed with them; give the module that they were "
-                "loaded into, or a .pt2 file"
+                f"model: {model.name!r} holds numbers without what is computed with them; give the module that they "
+                "were loaded into, or a .pt2 file"
             )
-        return ProgramEngine(exported.opened(model), threads)
+        return cast(Engine, ProgramEngine(exported.opened(model), threads))
     if exported._is_export(model):
-        return ProgramEngine(model, threads)
+        return cast(Engine, ProgramEngine(model, threads))
     return ModuleEngine(model, threads)
 
 
@@ -126,7 +129,7 @@ class ProgramEngine:
     def __init__(self, program: ExportedProgram, threads: int = 1) -> None:
         from qvis.adapters.torch.exported import _from_export
         from qvis.quantization.backends.pt2e_program import _fixed_batch
-        from qvis.quantization.engines.torch_contents import _Reading
+        from qvis.quantization.engines.torch_contents import KERNELS, _Reading
 
         self.program = program
         self.threads = threads
@@ -135,13 +138,17 @@ class ProgramEngine:
         held = _from_export(program)
         self._reading = _Reading(held)
         self._operations = self._reading.operations()
-        self._layers = [
-            one for one in self._operations if one.arithmetic.value == "integer" and one.kind in MULTIPLYING
-        ]
+        self._layers = [one for one in self._operations if one.arithmetic is Arithmetic.INTEGER and one.kind in KERNELS]
         self._lowered: dict[Any, Any] = {}
-        hybrid = any(one.arithmetic.value == "hybrid" for one in self._operations)
-        what = ", float arithmetic on weights that are dequantized at each call" if hybrid else ""
-        self.name = f"{framework()}, {'int8 by oneDNN' if self._layers else f'eager{what}'}"
+
+    @property
+    def name(self) -> str:
+        """See :class:`qvis.quantization.engines.Engine`."""
+        hybrid = any(one.arithmetic is Arithmetic.HYBRID for one in self._operations)
+        if self._layers and not self.simulated:
+            return f"{framework()}, int8 by oneDNN"
+        what = ", float arithmetic on weights that are dequantized at each call"
+        return f"{framework()}, eager{what if hybrid or self._layers else ''}"
 
     @cached_property
     def simulated(self) -> str:
@@ -183,27 +190,30 @@ class ProgramEngine:
 
     def look(self, batch: Batch, /) -> Mapping[str, Looked]:
         """See :class:`qvis.quantization.engines.Engine`."""
+        import torch
         from torch import fx
 
         from qvis.adapters.torch.running import to_numpy
         from qvis.quantization.backends.pt2e_program import tensors_of
 
         args, kwargs = tensors_of(batch)
-        layers = {one.name: one.layer for one in self._operations if one.layer}
+        layers = {call.result: self._reading.layers(call) for call in self._reading.program.calls}
         found: dict[str, Looked] = {}
 
         class Watching(fx.Interpreter):
-            def run_node(self, node: fx.Node) -> Any:
+            def run_node(self, node: Node) -> Any:
                 result = super().run_node(node)
-                layer = layers.get(node.name)
-                if layer and layer not in found and hasattr(result, "detach"):
-                    kind = "Conv" if "conv" in str(node.target) else ""
-                    found[layer] = Looked(to_numpy(result).copy(), _axis(kind))
+                names = layers.get(node.name, ())
+                if names and names[0] not in found and isinstance(result, torch.Tensor):
+                    axis = _axis("Conv" if "conv" in str(node.target) else "")
+                    for name, part in zip(names, result.tensor_split(len(names), axis), strict=True):
+                        found[name] = Looked(to_numpy(part).copy(), axis)
                 return result
 
         with _threads(self.threads), _inference():
-            flat = self._module.graph._codegen.process_inputs(*args, **kwargs) if kwargs or _nested(args) else args
-            Watching(self._module).run(*flat)
+            if kwargs and self.program.example_inputs is not None:
+                kwargs = {name: kwargs[name] for name in self.program.example_inputs[1] if name in kwargs}
+            Watching(self._module).run(*_leaves((args, kwargs)), enable_io_processing=False)
         return found
 
     def _lower(self, args: Any, kwargs: Any) -> Any:
@@ -223,10 +233,6 @@ def _leaves(value: Any) -> list[Any]:
     from torch.utils import _pytree as pytree
 
     return list(pytree.tree_leaves(value))
-
-
-def _nested(args: tuple[Any, ...]) -> bool:
-    return any(isinstance(one, (tuple, list, dict)) for one in args)
 
 
 def _evaluating(model: nn.Module) -> nn.Module:

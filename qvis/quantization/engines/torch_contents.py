@@ -32,6 +32,8 @@ WEIGHTS = {
     "aten.rnn_relu": "params",
 }
 """Operations that multiply with a weight, and the argument that is one."""
+KERNELS = ("aten.conv1d", "aten.conv2d", "aten.convolution", "aten.linear", "aten.addmm", "aten.mm")
+"""Those that oneDNN carries out with integers; all others compute with dequantized weights."""
 _MULTIPLIED = ("input", "self", "mat1")
 
 _SAME = ("relu", "hardtanh", "relu6", "clamp", "clamp_min", "max_pool1d", "max_pool2d", "max_pool3d")
@@ -43,12 +45,13 @@ _COMPUTED = (
 )
 """What integers can do."""
 _MOVES = frozenset(
-    (
-        "view reshape flatten permute transpose t expand contiguous clone to _to_copy alias detach dropout "
-        "feature_dropout squeeze unsqueeze select slice split chunk unbind cat stack getitem narrow pad constant_pad_nd "
-        "pixel_shuffle pixel_unshuffle index index_select gather repeat flip roll unflatten movedim lift_fresh_copy "
-        "_unsafe_view numpy_T zeros ones full arange empty new_zeros scalar_tensor sym_size _assert_tensor_metadata "
-        "zeros_like ones_like tril triu eq ne lt gt le ge sym_constrain_range_for_size logical_not logical_and where masked_fill upsample_nearest2d"
+    (  # noqa: SIM905
+        "_assert_tensor_metadata _to_copy _unsafe_view alias arange cat chunk clone constant_pad_nd contiguous "
+        "detach dropout empty eq expand feature_dropout flatten flip full gather ge getitem gt index index_select "
+        "le lift_fresh_copy logical_and logical_not lt masked_fill movedim narrow ne new_zeros numpy_T ones "
+        "ones_like pad permute pixel_shuffle pixel_unshuffle repeat reshape roll scalar_tensor select slice split "
+        "squeeze stack sym_constrain_range_for_size sym_size t to transpose tril triu unbind unflatten unsqueeze "
+        "upsample_nearest2d view where zeros zeros_like"
     ).split()
 )
 """What moves numbers, makes them, or compares them."""
@@ -111,10 +114,9 @@ class _Reading:
             weights = call.tensors.get(WEIGHTS[call.operation], [])
             first = next((call.tensors[one] for one in _MULTIPLIED if one in call.tensors), [])
             if all(map(self._is_stored_integer, _matrices(self.program, self, weights))) and weights:
-                rounded = bool(first) and all(map(self._is_rounded, first)) and "embedding" not in name
+                rounded = bool(first) and call.operation in KERNELS and all(map(self._is_rounded, first))
                 return Arithmetic.INTEGER if rounded else Arithmetic.HYBRID
-            both = [*first, *weights]
-            return Arithmetic.INTEGER if both and all(map(self._is_rounded, both)) else Arithmetic.FLOAT
+            return Arithmetic.FLOAT
         if name not in _COMPUTED:
             return Arithmetic.FLOAT
         given = [value for values in call.tensors.values() for value in values]
@@ -122,11 +124,16 @@ class _Reading:
         return Arithmetic.INTEGER if given and all(fine) and self._goes_to_integers(call.result) else Arithmetic.FLOAT
 
     def _layer(self, call: Call) -> str:
+        return next(iter(self.layers(call)), "")
+
+    def layers(self, call: Call) -> tuple[str, ...]:
+        """The layers whose weight an operation takes; several where each is a part of its output's channels."""
         for value in call.tensors.get(WEIGHTS.get(call.operation, ""), []):
-            path = self.program.origins.get(self.stored(value))
+            path = self.program.origins.get(self.stored(value), "")
             if path in self.names:
-                return self.names[path][0]
-        return ""
+                parts = tuple(name for name in self.names[path] if name.startswith(f"{path}."))
+                return parts or self.names[path][:1]
+        return ()
 
     def _back(self, value: str) -> str:
         """What a value is a part or another order of."""
@@ -170,7 +177,10 @@ class _Reading:
         users = self.users.get(value, [])
         return bool(users) and all(
             "quantize" in user.operation
-            or (user.operation.rpartition(".")[2] in (*_MOVES, *_SAME, "add", "mul") and self._goes_to_integers(user.result))
+            or (
+                user.operation.rpartition(".")[2] in (*_MOVES, *_SAME, "add", "mul")
+                and self._goes_to_integers(user.result)
+            )
             for user in users
         )
 

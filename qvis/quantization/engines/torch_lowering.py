@@ -7,24 +7,18 @@ quantizing by single operations. It knows them by the names that torch.compile g
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import fx
-
-MULTIPLYING = (
-    *(f"aten.conv{n}d" for n in (1, 2, 3)),
-    *(f"aten.conv_transpose{n}d" for n in (1, 2, 3)),
-    *("aten.convolution", "aten.linear", "aten.matmul", "aten.mm", "aten.addmm"),
-)
-"""Layers that there may be integer kernels for."""
+GraphModule = Any
+Node = Any
+"""Of torch.fx; the arguments of its nodes could be anything."""
 
 
 class NotLoweredError(Exception):
     """Why the integers of a program are not computed with."""
 
 
-def lower(module: fx.GraphModule, args: Any, kwargs: Any, expected: int) -> Any:
+def lower(module: GraphModule, args: Any, kwargs: Any, expected: int) -> Any:
     """The program for inputs of these shapes, which takes all of them by position.
 
     Parameters
@@ -64,7 +58,8 @@ def _lowered(module: Any, inputs: tuple[Any, ...]) -> Any:
     from torch._inductor.fx_passes.freezing_patterns import freezing_passes
 
     aten = torch.ops.aten
-    composed = {op: rule for op, rule in torch.export.default_decompositions().items() if _is_cia_op(op)}
+    table: Any = torch.export.default_decompositions()
+    composed = {op: rule for op, rule in table.items() if _is_cia_op(op)}
     program = torch.export.export(module, inputs, strict=True).run_decompositions(composed)
     lowered = program.module(check_guards=False)
     for node in lowered.graph.nodes:
@@ -78,7 +73,7 @@ def _lowered(module: Any, inputs: tuple[Any, ...]) -> Any:
     return lowered
 
 
-def _positional(module: fx.GraphModule, args: Any, kwargs: Any) -> tuple[Any, tuple[Any, ...]]:
+def _positional(module: GraphModule, args: Any, kwargs: Any) -> tuple[Any, tuple[Any, ...]]:
     """A module that takes its tensors by position, whatever nest of them the other takes."""
     import torch
     from torch import nn
@@ -100,13 +95,15 @@ def _positional(module: fx.GraphModule, args: Any, kwargs: Any) -> tuple[Any, tu
     return Positional(), tuple(leaves)
 
 
-def _ready(module: fx.GraphModule) -> fx.GraphModule:
-    """The same, in the form that is lowered: a step for each channel, and linear layers that take what lies in order."""
+def _ready(module: GraphModule) -> GraphModule:
+    """The same, in a form that is lowered: a step for each channel, and linear layers of what lies in order."""
     import torch
 
     decomposed, aten = torch.ops.quantized_decomposed, torch.ops.aten
     for node in list(module.graph.nodes):
-        if node.target is decomposed.dequantize_per_tensor.default and node.args[0].op == "get_attr":
+        if _name(node) in ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "conv3d"):
+            _in_float(module, node)  # else taken for a convolution that there is a kernel for
+        elif node.target is decomposed.dequantize_per_tensor.default and node.args[0].op == "get_attr":
             _by_channel(module, node)
         if node.target is aten.linear.default and node.args[0].target is decomposed.dequantize_per_tensor.default:
             rounded = node.args[0].args[0]
@@ -123,20 +120,39 @@ def _ready(module: fx.GraphModule) -> fx.GraphModule:
     return module
 
 
-def _by_channel(module: fx.GraphModule, node: fx.Node) -> None:
+def _name(node: Node) -> str:
+    schema = getattr(node.target, "_schema", None)
+    return "" if schema is None else str(schema.name).rpartition("::")[2]
+
+
+def _in_float(module: GraphModule, node: Node) -> None:
+    """Dequantize the weight of a layer for good."""
+    made = node.args[1]
+    if "dequantize" not in _name(made):
+        return
+    given = [module.get_buffer(one.target) if getattr(one, "op", "") == "get_attr" else one for one in made.args]
+    module.register_buffer(f"{node.name}_weight", made.target(*given))
+    with module.graph.inserting_before(node):
+        weight = module.graph.get_attr(f"{node.name}_weight")
+    weight.meta.update(made.meta)
+    node.replace_input_with(made, weight)
+    if not made.users:
+        module.graph.erase_node(made)
+
+
+def _by_channel(module: GraphModule, node: Node) -> None:
     """Repeat the one step of a weight for each of its channels."""
     import torch
 
     weight, step, zero, low, high, kind = node.args[:6]
-    axis = 1 if any("conv_transpose" in str(user.target) for user in node.users) else 0
-    channels = weight.meta["val"].shape[axis]
+    channels = weight.meta["val"].shape[0]
     for name, value in (("step", torch.full((channels,), step)), ("zero", torch.full((channels,), zero))):
         module.register_buffer(f"{node.name}_{name}", value)
     with module.graph.inserting_before(node):
         steps, zeros = (module.graph.get_attr(f"{node.name}_{name}") for name in ("step", "zero"))
         new = module.graph.call_function(
             torch.ops.quantized_decomposed.dequantize_per_channel.default,
-            (weight, steps, zeros, axis, low, high, kind),
+            (weight, steps, zeros, 0, low, high, kind),
         )
     new.meta.update(node.meta)
     node.replace_all_uses_with(new)
