@@ -36,7 +36,10 @@ def settled(graph: GraphModule, named: Mapping[str, str]) -> GraphModule:
                 known[node] = node.target(*args, **kwargs)
     root = nn.Module()
     names: dict[str, Tensor] = {}
-    for user in [node for node in graph.graph.nodes if node not in known]:
+    places = {node: place for place, node in enumerate(graph.graph.nodes)}
+    users = [node for node in graph.graph.nodes if node not in known]
+    # a weight is dequantized early, and belongs to the layer that takes it
+    for user in sorted(users, key=lambda node: min((places[one] for one in node.users), default=places[node])):
         for node in user.all_input_nodes:
             value = known.get(node)
             if not isinstance(value, torch.Tensor):
