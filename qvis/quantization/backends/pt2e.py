@@ -5,6 +5,7 @@ A file holds each weight as 8-bit integers, of fewer bits where a layer has fewe
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,10 +17,14 @@ from qvis.quantization.backends.torch_training import calibrated, check_training
 from qvis.quantization.methods import FLOAT, Epoch, Job
 from qvis.words import listed_names
 
+_opened: dict[int, Opened] = {}
+"""Models of jobs that have been checked and are still to be converted, which need not be followed twice."""
+
 
 def check(job: Job) -> None:
     """Refuse what cannot be done; see :class:`qvis.quantization.methods.Backend`."""
-    opened = open_model(job)
+    opened = _opened[id(job)] = open_model(job)
+    weakref.finalize(job, _opened.pop, id(job), None)
     weights = list(weights_in(opened.graph, opened.layers))
     _check_widths(weights, job.bits)
     if not any(width_of(weight, job.bits) != FLOAT for weight in weights):
@@ -34,7 +39,7 @@ def check(job: Job) -> None:
 def convert(job: Job, target: Path) -> tuple[Epoch, ...]:
     """Write the quantized model; see :class:`qvis.quantization.methods.Backend`."""
     epochs: tuple[Epoch, ...] = ()
-    opened = open_model(job)
+    opened = _opened.pop(id(job), None) or open_model(job)
     job.notes.extend(_notes(job, opened))
     if job.training is not None and job.cell.method == "quantization_aware":
         graph, epochs = train(job, opened)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from qvis.data import split
 from qvis.errors import BadArgumentError, QvisError, UnsupportedModelError
 from qvis.quantization.backends.pt2e_folding import fold_norms, make_linear
 from qvis.quantization.methods import Job
@@ -114,20 +115,31 @@ def _export(job: Job) -> ExportedProgram:
     with _settled(model):
         plain = _in_float(copied(model)[0])
     plain.eval()
-    args, kwargs = tensors_of(_several(job.example))
     failures = []
-    for shapes in (any_batch(args, kwargs), None):
-        for strict in (False, True):
-            try:
-                with torch.no_grad():
-                    program = torch.export.export(plain, args, kwargs, dynamic_shapes=shapes, strict=strict)
-                return _functional(program)
-            except Exception as error:  # noqa: PERF203
-                failures.append(_first_line(error))
+    for batch, free, strict in _ways(job, job.example):
+        args, kwargs = tensors_of(batch)
+        shapes = any_batch(args, kwargs) if free else None
+        try:
+            with torch.no_grad():
+                program = torch.export.export(plain, args, kwargs, dynamic_shapes=shapes, strict=strict)
+        except Exception as error:  # whatever a model of the user's raises
+            failures.append(_first_line(error))
+            continue
+        if not free or _fixed_batch(program) is None:
+            return _functional(program)
     raise UnsupportedModelError(
-        f"model: torch.export cannot follow it ({failures[0]}); take out what depends on the numbers it is given, or "
+        f"model: torch.export cannot follow it ({(failures or ['?'])[0]}); take out what depends on the numbers it is given, or "
         "write .safetensors with method='weight_only' or 'dynamic', which needs no graph"
     )
+
+
+def _ways(job: Job, example: Batch) -> Iterator[tuple[Batch, bool, bool]]:
+    """What to call a model with, whether for any number of samples, and whether by its byte code."""
+    for strict in (False, True):
+        yield _several(example), True, strict
+    data = [*job.calibration[:1], *(job.training.batches[:1] if job.training is not None else ())]
+    for batch in (*data, example, *(split(one, 1)[0] for one in (*data, example)[:1])):
+        yield batch, False, False
 
 
 def _in_float(model: nn.Module) -> nn.Module:

@@ -262,7 +262,7 @@ def goal_of(training: Training, opened: Opened) -> Goal:
         loss = find_loss("mse" if as_tensor(labels).is_floating_point() else "cross_entropy")
     assert loss is not None
     chosen = loss
-    scores = training.loss in (None, "cross_entropy") and _ends_in_softmax(opened.graph)
+    scores = loss is find_loss("cross_entropy") and _ends_in_softmax(opened.graph)
 
     def mean(outputs: Any, labels: Any, size: int) -> Tensor:
         return losses_of(chosen, _logarithms(outputs) if scores else outputs, labels, size).mean()

@@ -184,7 +184,10 @@ class ProgramEngine:
 
         args, kwargs = tensors_of(batch)
         if self._layers and not self.simulated:
-            lowered = self._lower(args, kwargs)
+            try:
+                lowered = self._lower(args, kwargs)
+            except NotLoweredError as error:
+                raise NotRunnableError(f"model: {error}, with these inputs; give fewer or more samples") from error
             return _once(lowered, tuple(_leaves((args, kwargs))), {}, self.threads, torch.device("cpu"))
         return _once(self._module, args, kwargs, self.threads, torch.device("cpu"))
 
