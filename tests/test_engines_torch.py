@@ -8,10 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("torchao")
-
+import torch
 from torch import nn
 
 import qvis
@@ -21,6 +18,8 @@ from qvis.errors import NotRunnableError, UnsupportedModelError
 from qvis.quantization.engines import inspect, open_engine, torch_lowering
 from qvis.running import Batch
 from tests.quantized_digits import digits, pictures
+
+pytest.importorskip("torchao")
 
 x86 = pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="oneDNN's kernels are for x86")
 

@@ -7,10 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("torchao")
-
+import torch
 from torch import nn
 
 import qvis
@@ -23,6 +20,8 @@ from qvis.quantization.engines import open_engine
 from qvis.quantization.methods import Job, Training, TrainingStep, find_cell
 from qvis.running import Batch
 from tests.quantized_digits import accuracy, digits, pictures
+
+pytest.importorskip("torchao")
 
 
 def numbers(*shape: int) -> Any:
@@ -206,7 +205,7 @@ def test_losses_are_what_they_are_called() -> None:
     (squared,) = trained_module(job(model, data, numbers(20, 3), epochs=0))[1]
     assert squared.loss == pytest.approx(float((exact - torch.tensor(numbers(20, 3))).square().mean()), abs=0.02)
     assert squared.accuracy is None
-    own = trained_module(job(model, data, labels, epochs=0, loss=lambda outputs, labels: outputs[:, 0] * 0 + 7))[1]
+    own = trained_module(job(model, data, labels, epochs=0, loss=lambda outputs, _: outputs[:, 0] * 0 + 7))[1]
     assert own[0].loss == pytest.approx(7)
 
 

@@ -128,7 +128,7 @@ def _export(job: Job) -> ExportedProgram:
         if not free or _fixed_batch(program) is None:
             return _functional(program)
     raise UnsupportedModelError(
-        f"model: torch.export cannot follow it ({(failures or ['?'])[0]}); take out what depends on the numbers it is given, or "
+        f"model: torch.export cannot follow it ({failures[0]}); take out what depends on the numbers it is given, or "
         "write .safetensors with method='weight_only' or 'dynamic', which needs no graph"
     )
 
