@@ -29,9 +29,8 @@ def images(count: int = 64) -> Batch:
 
 
 @x86
-@pytest.mark.parametrize("granularity", ["channel", "tensor"])
-def test_the_integers_that_are_timed_say_what_the_file_says(granularity: str) -> None:
-    engine = open_engine(digits("post_training", granularity=granularity).path)
+def test_the_integers_that_are_timed_say_what_the_file_says() -> None:
+    engine = open_engine(digits("post_training").path)
     assert not engine.simulated
     assert engine.name.endswith("int8 by oneDNN")
     (expected,) = engine.run(images())
@@ -126,6 +125,19 @@ def test_parts_of_a_tensor_are_looked_at_one_by_one(tmp_path: Path) -> None:
         values = found[f"self_attn.in_proj_weight.{part}"].values
         values = values if values.shape == expected.shape else values.swapaxes(0, 1)
         np.testing.assert_allclose(values, expected, atol=0.05 * np.abs(expected).max())
+
+
+@x86
+def test_one_step_for_a_whole_weight_is_lowered_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3)).eval()
+    batch = Batch((np.random.default_rng(0).standard_normal((4, 3, 6, 6)).astype(np.float32),), size=4)
+    made = qvis.quantize(model, tmp_path / "q.pt2", calibration_data=batch.args[0], granularity="tensor")
+    engine = open_engine(made.path)
+    assert not engine.simulated
+    found: Any = engine.prepare(batch)()
+    expected = engine.run(batch)[0]
+    np.testing.assert_allclose(found.numpy(), expected, atol=0.03 * np.abs(expected).max())
 
 
 @x86
