@@ -103,6 +103,8 @@ def _ready(module: GraphModule) -> GraphModule:
     for node in list(module.graph.nodes):
         if _name(node) in ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "conv3d"):
             _in_float(module, node)  # else taken for a convolution that there is a kernel for
+        elif node.target is aten.embedding.default and node.args[0].target is decomposed.dequantize_per_channel.default:
+            _rows_first(module, node)
         elif node.target is decomposed.dequantize_per_tensor.default and node.args[0].op == "get_attr":
             _by_channel(module, node)
         if node.target is aten.linear.default and node.args[0].target is decomposed.dequantize_per_tensor.default:
@@ -123,6 +125,26 @@ def _ready(module: GraphModule) -> GraphModule:
 def _name(node: Node) -> str:
     schema = getattr(node.target, "_schema", None)
     return "" if schema is None else str(schema.name).rpartition("::")[2]
+
+
+def _rows_first(module: GraphModule, node: Node) -> None:
+    """Dequantize the rows that are looked up in a table, not all of it."""
+    import torch
+
+    aten, made = torch.ops.aten, node.args[0]
+    table, steps, zeros, axis, *_ = made.args
+    if axis != 0 or module.get_buffer(zeros.target).any():
+        return
+    with module.graph.inserting_before(node):
+        rows = module.graph.call_function(aten.embedding.default, (table, node.args[1]))
+        step = module.graph.call_function(aten.index.Tensor, (steps, [node.args[1]]))
+        step = module.graph.call_function(aten.unsqueeze.default, (step, -1))
+        new = module.graph.call_function(aten.mul.Tensor, (rows, step))
+    new.meta.update(node.meta)
+    node.replace_all_uses_with(new)
+    module.graph.erase_node(node)
+    if not made.users:
+        module.graph.erase_node(made)
 
 
 def _in_float(module: GraphModule, node: Node) -> None:
