@@ -31,6 +31,7 @@ OPTIONAL = {
     "PIL": "pillow",
     "scipy": "scipy",
     "threadpoolctl": "threadpoolctl",
+    "torchao": "torchao",
 }
 """Imported modules that an extra installs, and a requirement of that extra."""
 DISTRIBUTIONS = {"markupsafe": "jinja2", "click": "typer"}

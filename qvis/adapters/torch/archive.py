@@ -227,7 +227,7 @@ def _stack(text: str) -> Iterator[tuple[str, str]]:
 
 def _call(node: dict[str, Any]) -> Call:
     tensors: dict[str, list[str]] = {}
-    numbers: dict[str, int] = {}
+    numbers: dict[str, float] = {}
     for given in node["inputs"]:
         (kind, value), name = next(iter(given["arg"].items())), given["name"]
         if kind == "as_tensor":
@@ -236,6 +236,8 @@ def _call(node: dict[str, Any]) -> Call:
             tensors[name] = [one["name"] for one in value]
         elif kind in ("as_int", "as_bool"):
             numbers[name] = int(value)
+        elif kind == "as_float":
+            numbers[name] = float(value)
     outputs = [output["as_tensor"]["name"] for output in node["outputs"] if output.get("as_tensor")]
     operation = ".".join(node["target"].removeprefix("torch.ops.").split(".")[:2])
     return Call(operation, tensors, numbers, outputs[0] if outputs else "")

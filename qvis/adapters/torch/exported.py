@@ -10,11 +10,13 @@ import sys
 import zipfile
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from qvis.adapters.rewritten import Rewritten
 from qvis.adapters.torch.affines import Affine, affines_of_program
+from qvis.adapters.torch.dequantizing import DEQUANTIZE, dequantized, register_quantized_operations
 from qvis.adapters.torch.graph import graph_of_export
 from qvis.adapters.torch.parts import RULES, Part, bias_of, known_type
 from qvis.adapters.torch.rewriting import multipliable as multipliable
@@ -36,8 +38,8 @@ class Call(NamedTuple):
     """Such as ``aten.conv2d``, without its overload."""
     tensors: dict[str, list[str]]
     """The values it takes, by the name of the argument."""
-    numbers: dict[str, int]
-    """Its arguments that are an integer or a truth value."""
+    numbers: dict[str, float]
+    """Its arguments that are a number or a truth value."""
     result: str
     """The value it returns; the first where there are several."""
 
@@ -60,8 +62,13 @@ class Program:
     types: dict[str, str] = field(default_factory=dict)
     """The full name of the class of each module; the outermost module is ``""``."""
 
+    @cached_property
+    def dequantized(self) -> dict[str, Source]:
+        """The integers that the program turns into weights, as these weights, by their paths."""
+        return dequantized(self)
+
     def source(self, path: str) -> Source | None:
-        """The tensor at a path."""
+        """The tensor at a path, as it is stored."""
         return self.parameters.get(path, self.buffers.get(path))
 
     def note_modules(self, stack: Iterable[tuple[str, str]]) -> None:
@@ -120,7 +127,8 @@ def read(model: Path | ExportedProgram | fx.GraphModule) -> Network:
     for path, source, part in _weights(program):
         found.add(part.name_in(path.rpartition(".")[0]), source, part, _bias(program, biases, path, source, part))
     name = program.types.get("", name).rpartition(".")[2]
-    parameters = {source.key: source.get().numel() for source in program.parameters.values()}
+    weights = {**program.parameters, **program.dequantized}
+    parameters = {source.key: source.get().numel() for source in weights.values()}
     return found.network(name, framework(), sum(parameters.values()))
 
 
@@ -171,19 +179,37 @@ def _program(model: Path | ExportedProgram | fx.GraphModule) -> tuple[Program, s
 def _weights(program: Program) -> Iterator[tuple[str, Source, Part]]:
     """Each matrix in the program, with the path and the numbers of its tensor."""
     roles = _roles(program)
-    for path, source in {**program.parameters, **program.buffers}.items():
+    for path, stored in {**program.parameters, **program.buffers}.items():
+        source = program.dequantized.get(path, stored)
         role = roles.get(source.key)
         if source.get().ndim >= 2 and (role is not None or path in program.parameters):
             for part in _parts(program, path, role):
                 yield path, source, part
 
 
+def names_by_path(program: Program) -> dict[str, tuple[str, ...]]:
+    """The names of the layers in each tensor, by its path; tied ones have the others' names after their own."""
+    named: dict[Hashable, list[str]] = {}
+    own: dict[str, list[str]] = {}
+    keys: dict[str, Hashable] = {}
+    for path, source, part in _weights(program):
+        name = part.name_in(path.rpartition(".")[0])
+        own.setdefault(path, []).append(name)
+        named.setdefault(source.key, []).append(name)
+        keys[path] = source.key
+    return {path: tuple(dict.fromkeys([*own[path], *named[key]])) for path, key in keys.items()}
+
+
 def opened(model: Path) -> ExportedProgram:
     """The program in a file, loaded to be run. This trusts the file: ``torch.export.load`` unpickles parts of it."""
     import torch
 
+    from qvis.adapters.torch.graph import _quiet
+
     try:
-        return torch.export.load(model)
+        with _quiet():
+            register_quantized_operations()
+            return torch.export.load(model)
     except Exception as error:
         text = (str(error).strip().splitlines() or [""])[0][:200]
         raise NotRunnableError(
@@ -207,7 +233,9 @@ def runner(model: Path | ExportedProgram | fx.GraphModule, network: Network, los
     module = cast("ExportedProgram", model).module() if _is_export(model) else cast("fx.GraphModule", model)
     held = _sources({**dict(module.named_parameters()), **dict(module.named_buffers())})
     matrices = [
-        (part.name_in(path.rpartition(".")[0]), held[path], part) for path, _, part in _weights(program) if path in held
+        (part.name_in(path.rpartition(".")[0]), held[path], part)
+        for path, _, part in _weights(program)
+        if path in held and path not in program.dequantized
     ]
     return TorchRunner(module, network, loss, matrices)
 
@@ -282,7 +310,7 @@ _USES: dict[str, tuple[str, tuple[str, ...]]] = {
 """The type of layer that an operation is, and its arguments that are weights."""
 
 _TRANSPOSES = {"aten.t", "aten.numpy_T", "aten.transpose", "aten.permute"}
-_COPIES = {"aten.alias", "aten.detach", "aten.clone", "aten.contiguous", "aten.to", "aten._to_copy"}
+_COPIES = {"aten.alias", "aten.detach", "aten.clone", "aten.contiguous", "aten.to", "aten._to_copy", *DEQUANTIZE}
 
 
 class _Role(NamedTuple):
@@ -313,8 +341,8 @@ def _roles(program: Program) -> dict[Hashable, _Role]:
     return roles
 
 
-def _role(op: str, numbers: dict[str, int], axes: int, flipped: bool) -> _Role | None:
-    groups = numbers.get("groups", 1)
+def _role(op: str, numbers: dict[str, float], axes: int, flipped: bool) -> _Role | None:
+    groups = int(numbers.get("groups", 1))
     if op == "MatMul":
         if axes != 2:
             return None
@@ -398,5 +426,5 @@ def _add_calls(program: Program, graph: fx.Graph) -> None:
         given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
         listed = {name: value if isinstance(value, (list, tuple)) else [value] for name, value in given.items()}
         tensors = {name: [one.name for one in values if isinstance(one, Node)] for name, values in listed.items()}
-        numbers = {name: value for name, value in given.items() if isinstance(value, int)}
+        numbers = {name: value for name, value in given.items() if isinstance(value, (int, float))}
         program.calls.append(Call(schema.name.replace("::", "."), tensors, numbers, node.name))
