@@ -82,12 +82,13 @@ def pass_on(node: Node, inputs: Sequence[Value | None]) -> Value | None:
 
 
 def _cast(node: Node, value: Value) -> Value | None:
-    """A cast between floating types; the stored numbers are shown, also where the new type is narrower."""
+    """A cast between floating types, or of integers to wider ones; what is stored is shown, also where that is wider."""
     if node.op == "CastLike":
         return value if value.floating else None
     kind = TYPES.get(node.integer("to", 0), "")
     if not value.floating or not kind.startswith(("float", "bfloat")):
-        return None if value.floating or kind not in ("int32", "int64") else value
+        wider = kind in ("int32", "int64") or (kind == "int8" and value.tensor.type in ("int4", "int2"))
+        return value if wider and not value.floating else None
     if kind in ("float32", "float64") or kind == value.tensor.type:
         return value
     return replace(value, notes=(*value.notes, f"cast to {kind} in the graph; shown before that"))

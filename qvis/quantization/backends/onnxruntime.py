@@ -1,0 +1,232 @@
+"""Quantizes ONNX models with the quantizers of ONNX Runtime.
+
+``post_training`` writes integers between QuantizeLinear and DequantizeLinear, which ONNX Runtime fuses into operators on
+integers. Activations are unsigned: with signed ones it leaves some convolutions in float on x86. ``dynamic`` does so for
+products of matrices, embeddings and LSTM; what ONNX Runtime has no integers for keeps integers in the file alone, as all
+layers do with ``weight_only``.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from qvis.adapters.encodings import Array
+from qvis.adapters.onnx.inputs import split
+from qvis.adapters.onnx.prepared import Prepared, prepare
+from qvis.adapters.onnx.sessions import compute, session
+from qvis.errors import BadArgumentError, QvisError, UnsupportedModelError
+from qvis.quantization.backends.onnx_weights import Ready, Weight, make_ready, pack, pool_means, store_as_integers
+from qvis.quantization.methods import FLOAT, Epoch, Job
+from qvis.words import listed_names
+
+STATIC = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
+"""What quantize_static rounds the weights of."""
+DYNAMIC = ("Gemm", "MatMul", "LSTM", "Attention", "Gather")
+"""What quantize_dynamic is asked to; it could also take Conv, which is then several times slower than in float."""
+_COMPUTING = ("Gemm", "MatMul", "LSTM", "Attention")
+SATURATION = (
+    "on x86 processors without VNNI sums of 8-bit products can saturate; there set ONNX Runtime's session option "
+    "session.x64quantprecision to 1"
+)
+
+
+def check(job: Job) -> None:
+    """Refuse what ONNX Runtime cannot quantize.
+
+    Raises
+    ------
+    UnsupportedModelError
+        Weights cannot be replaced, are no finite float32, or share a tensor with others of another width; or there is
+        nothing that ``dynamic`` could quantize.
+    NotRunnableError
+        ONNX Runtime cannot load the model.
+    BadArgumentError
+        The model does not take the calibration data, or what it makes of them is not finite.
+    """
+    prepared = prepare(job.model, UnsupportedModelError)
+    _check_weights(job, prepared)
+    if job.cell.method == "dynamic":
+        _check_dynamic(job, prepared)
+    loaded = session(prepared.model)
+    for batch in job.calibration[:1]:
+        types = {one.name: one.type for one in loaded.get_inputs()}
+        parts, _ = split(prepared, types, batch)
+        outputs = compute(loaded, [one.name for one in loaded.get_outputs()], parts[0])
+        if any(_is_real(one) and not np.isfinite(one).all() for one in outputs):
+            raise BadArgumentError(
+                "calibration_data: the model's outputs for them are not finite, so that no range can be found; check "
+                "how they are scaled"
+            )
+
+
+def convert(job: Job, target: Path) -> tuple[Epoch, ...]:
+    """Write the quantized model; see :class:`qvis.quantization.methods.Backend`."""
+    methods = {"weight_only": _weight_only, "dynamic": _dynamic, "post_training": _post_training}
+    with TemporaryDirectory() as folder, quiet():
+        ready = make_ready(prepare(job.model, UnsupportedModelError), job.bits, job.granularity, Path(folder))
+        try:
+            methods[job.cell.method](job, ready, target, Path(folder) / "ready.onnx")
+        except QvisError:
+            raise
+        except Exception as error:
+            why = " ".join(str(error).split())[:300]
+            raise UnsupportedModelError(
+                f"model: ONNX Runtime's quantizer fails with {type(error).__name__}: {why}; leave layers in float with "
+                "exclude, or choose method='weight_only'"
+            ) from error
+    return ()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what the quantizers log and warn of; progress is still shown."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checks
+
+
+def _check_weights(job: Job, prepared: Prepared) -> None:
+    layers = {layer.name: layer for layer in job.network.layers}
+    widths: dict[str, tuple[str, int]] = {}
+    for name, width in job.bits.items():
+        held = prepared.layers.get(name)
+        if held is not None:
+            other, known = widths.setdefault(held.tensor, (name, width))
+            if known != width:
+                raise UnsupportedModelError(
+                    f"bits: {other!r} and {name!r} lie in one tensor, {held.tensor!r}, and have {known} and {width} "
+                    "bits; give them the same width"
+                )
+        if width == FLOAT:
+            continue
+        why = prepared.obstacles.get(name, "" if held is not None else "is not found in the graph")
+        if not why and layers[name].dtype != "float32":
+            why = f"is stored as {layers[name].dtype}; give the model in float32"
+        if not why and not np.isfinite(layers[name].weight).all():
+            why = "holds NaN or infinite numbers"
+        if why:
+            raise UnsupportedModelError(f"model: {name!r} {why}; or leave it in float with exclude=[{name!r}]")
+
+
+def _check_dynamic(job: Job, prepared: Prepared) -> None:
+    kinds = {prepared.nodes[use.node].op_type for use in prepared.uses if job.bits.get(use.layer, FLOAT) != FLOAT}
+    if not kinds & set(_COMPUTING):
+        found = f"only {listed_names(sorted(kinds))}" if kinds else "none"
+        raise UnsupportedModelError(
+            f"method: dynamic is for products of matrices ({', '.join(_COMPUTING)}), and of the layers to quantize "
+            f"this model has {found}; use method='post_training', or 'weight_only' for a smaller file alone"
+        )
+
+
+def _is_real(array: Any) -> bool:
+    return isinstance(array, np.ndarray) and array.dtype.kind == "f"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Methods
+
+
+def _weight_only(job: Job, ready: Ready, target: Path, between: Path) -> None:  # noqa: ARG001
+    store_as_integers(ready.model, ready.rounded())
+    _save(ready.model, target)
+
+
+def _dynamic(job: Job, ready: Ready, target: Path, between: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic  # type: ignore[import-untyped]
+
+    _save(ready.model, between)  # a model in memory would be changed
+    quantize_dynamic(
+        between,
+        target,
+        op_types_to_quantize=list(DYNAMIC),
+        per_channel=job.granularity == "channel",
+        weight_type=QuantType.QInt8,
+        nodes_to_exclude=ready.nodes_in_float(),
+    )
+    left = [weight for weight in ready.rounded() if not weight.kinds & set(DYNAMIC)]
+    if left:
+        kinds = listed_names(sorted({kind for weight in left for kind in weight.kinds}))
+        job.notes.append(
+            f"{listed_names([name for weight in left for name in weight.layers])}: in float, since dynamic is for "
+            f"products of matrices, and with {kinds} it is slower than float; use post_training"
+        )
+    job.notes.append(SATURATION)
+
+
+def _post_training(job: Job, ready: Ready, target: Path, between: Path) -> None:
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.feeds = _feeds(job, ready)
+
+        def get_next(self) -> dict[str, Array] | None:
+            return next(self.feeds, None)
+
+    rounded = ready.rounded()
+    static = [weight for weight in rounded if weight.kinds <= set(STATIC)]
+    pool_means(ready)
+    _save(ready.model, between)
+    quantize_static(
+        between,
+        target,
+        Reader(),
+        per_channel=job.granularity == "channel",
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        nodes_to_exclude=ready.nodes_in_float(),
+        extra_options={"TensorQuantOverrides": {one.tensor: _overrides(one, ready, QuantType.QInt8) for one in static}},
+    )
+    written = onnx.load(target)
+    pack(written, static)
+    left = [weight for weight in rounded if weight not in static]
+    store_as_integers(written, left)
+    if left:
+        kinds = listed_names(sorted({kind for weight in left for kind in weight.kinds}))
+        job.notes.append(
+            f"{listed_names([name for weight in left for name in weight.layers])}: integers in the file, floats in "
+            f"arithmetic, since ONNX Runtime has no static quantization for {kinds or 'it'}"
+        )
+    job.notes.append(SATURATION)
+    _save(written, target)
+
+
+def _feeds(job: Job, ready: Ready) -> Iterator[dict[str, Array]]:
+    types = {one.name: one.type for one in session(ready.model).get_inputs()}
+    for batch in job.track(job.calibration, "Calibrating"):
+        yield from split(ready.prepared, types, batch)[0]
+
+
+def _overrides(weight: Weight, ready: Ready, kind: Any) -> list[dict[str, Any]]:
+    """The grid of a tensor. Steps of its own for four bits, in bytes at first, keep the codes between -7 and 7."""
+    per_tensor = "Gather" in weight.kinds
+    if per_tensor:
+        weight = Weight(weight.tensor, weight.layers, weight.bits, None, weight.nodes, weight.kinds)
+    common = {"quant_type": kind, "zero_point": np.array(0, dtype=np.int8)}
+    if weight.axis is not None:
+        common["axis"] = weight.axis
+    return [{**common, "scale": step} for step in weight.steps(ready.prepared.read(weight.tensor))]
+
+
+def _save(model: Any, target: Path) -> None:
+    import onnx
+
+    onnx.save_model(model, str(target))
