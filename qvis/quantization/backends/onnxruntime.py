@@ -193,7 +193,10 @@ def _post_training(job: Job, ready: Ready, target: Path, between: Path) -> None:
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         nodes_to_exclude=ready.nodes_in_float(),
-        extra_options={"TensorQuantOverrides": {one.tensor: _overrides(one, ready, QuantType.QInt8) for one in static}},
+        extra_options={
+            "TensorQuantOverrides": {one.tensor: _overrides(one, ready, QuantType.QInt8) for one in static},
+            "QuantizeBias": False,  # ONNX Runtime does it when it loads the model; in the file it takes thrice the bytes
+        },
     )
     written = onnx.load(target)
     pack(written, static)
