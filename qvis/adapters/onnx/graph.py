@@ -205,6 +205,8 @@ class Walk:
     def _use(self, node: Node, scope: Scope, inputs: list[Value | None]) -> None:
         if node.op in ("ConvInteger", "MatMulInteger"):
             inputs = self._with_scale(node, scope, inputs)
+        if node.op == "Gather":
+            inputs = _dequantized_behind(node, scope, inputs)
         rule = RULES.get(node.domain, {}).get(node.op)
         parts = list(rule(node, inputs)) if rule is not None else []
         for part in parts:
@@ -361,6 +363,18 @@ class Walk:
             floating = value.floating and value.shape != () and key not in self.not_learned
             total += value.tensor.size if floating or key in self.learned else 0
         return total
+
+
+def _dequantized_behind(node: Node, scope: Scope, inputs: list[Value | None]) -> list[Value | None]:
+    """A table of integers, of which the rows that were taken are dequantized all alike."""
+    table = inputs[0] if inputs else None
+    users = scope.users.get(node.outputs[0], []) if node.outputs else []
+    if table is None or table.floating or len(users) != 1 or users[0].op != "DequantizeLinear":
+        return inputs
+    scale, *zeros = (scope.find(name) for name in users[0].inputs[1:] if name)
+    if scale is None or not scale.floating or prod(scale.shape) != 1 or (zeros and zeros[0] is None):
+        return inputs
+    return [dequantize(table, Grid(scale, zeros[0] if zeros else None)), *inputs[1:]]
 
 
 def _node(proto: Any, given: Mapping[str, Any]) -> Node:

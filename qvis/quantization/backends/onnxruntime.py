@@ -31,6 +31,9 @@ STATIC = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather")
 """What quantize_static rounds the weights of."""
 DYNAMIC = ("Gemm", "MatMul", "LSTM", "Attention", "Gather")
 """What quantize_dynamic is asked to; it could also take Conv, which is then several times slower than in float."""
+OTHER = "other"
+"""What adapters call a parameter that no known operator applies; it stays in float."""
+_NORMS = ("LayerNormalization", "SkipLayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 _COMPUTING = ("Gemm", "MatMul", "LSTM", "Attention")
 SATURATION = (
     "on x86 processors without VNNI sums of 8-bit products can saturate; there set ONNX Runtime's session option "
@@ -70,8 +73,12 @@ def check(job: Job) -> None:
 def convert(job: Job, target: Path) -> tuple[Epoch, ...]:
     """Write the quantized model; see :class:`qvis.quantization.methods.Backend`."""
     methods = {"weight_only": _weight_only, "dynamic": _dynamic, "post_training": _post_training}
+    others = [layer.name for layer in job.network.layers if layer.op == OTHER and job.bits.get(layer.name) != FLOAT]
+    bits = {name: width for name, width in job.bits.items() if name not in others}
+    if others:
+        job.notes.append(f"{listed_names(others)}: in float, since nothing is multiplied by it")
     with TemporaryDirectory() as folder, quiet():
-        ready = make_ready(prepare(job.model, UnsupportedModelError), job.bits, job.granularity, Path(folder))
+        ready = make_ready(prepare(job.model, UnsupportedModelError), bits, job.granularity, Path(folder))
         try:
             methods[job.cell.method](job, ready, target, Path(folder) / "ready.onnx")
         except QvisError:
@@ -114,7 +121,7 @@ def _check_weights(job: Job, prepared: Prepared) -> None:
                     f"bits: {other!r} and {name!r} lie in one tensor, {held.tensor!r}, and have {known} and {width} "
                     "bits; give them the same width"
                 )
-        if width == FLOAT:
+        if width == FLOAT or layers[name].op == OTHER:
             continue
         why = prepared.obstacles.get(name, "" if held is not None else "is not found in the graph")
         if not why and layers[name].dtype != "float32":
@@ -185,16 +192,19 @@ def _post_training(job: Job, ready: Ready, target: Path, between: Path) -> None:
     static = [weight for weight in rounded if weight.kinds <= set(STATIC)]
     pool_means(ready)
     _save(ready.model, between)
+    attends = _attends(ready)
     quantize_static(
         between,
         target,
         Reader(),
+        op_types_to_quantize=list(STATIC) if attends else None,
         per_channel=job.granularity == "channel",
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         nodes_to_exclude=ready.nodes_in_float(),
         extra_options={
             "TensorQuantOverrides": {one.tensor: _overrides(one, ready, QuantType.QInt8) for one in static},
+            "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"] if attends else [],
             "QuantizeBias": False,  # ONNX Runtime does it when it loads the model; in the file it takes thrice the bytes
         },
     )
@@ -208,8 +218,21 @@ def _post_training(job: Job, ready: Ready, target: Path, between: Path) -> None:
             f"{listed_names([name for weight in left for name in weight.layers])}: integers in the file, floats in "
             f"arithmetic, since ONNX Runtime has no static quantization for {kinds or 'it'}"
         )
+    if attends:
+        job.notes.append(
+            "it has attention or layer normalization, so that only products are computed with integers, and what lies "
+            "between them with floats; method='dynamic' is often closer to the float model there"
+        )
     job.notes.append(SATURATION)
     _save(written, target)
+
+
+def _attends(ready: Ready) -> bool:
+    """Whether there are masks that no 8-bit grid holds, and sums whose largest numbers are outliers."""
+    graph, constants = ready.model.graph, ready.prepared.constants
+    kinds = {node.op_type for node in graph.node}
+    products = (node for node in graph.node if node.op_type == "MatMul")
+    return bool(kinds & set(_NORMS)) or any(not constants.keys() & set(node.input) for node in products)
 
 
 def _feeds(job: Job, ready: Ready) -> Iterator[dict[str, Array]]:
