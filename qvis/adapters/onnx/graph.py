@@ -203,10 +203,7 @@ class Walk:
     # Weights
 
     def _use(self, node: Node, scope: Scope, inputs: list[Value | None]) -> None:
-        if node.op in ("ConvInteger", "MatMulInteger"):
-            inputs = self._with_scale(node, scope, inputs)
-        if node.op == "Gather":
-            inputs = _dequantized_behind(node, scope, inputs)
+        inputs = self._with_grids(node, scope, inputs)
         rule = RULES.get(node.domain, {}).get(node.op)
         parts = list(rule(node, inputs)) if rule is not None else []
         for part in parts:
@@ -253,6 +250,12 @@ class Walk:
         found = [one for one in self.added.get(key, ()) if one is not None]
         alike = len({one.value.key for one in found}) == 1 and len(found) == len(self.added[key])
         return found if alike else []
+
+    def _with_grids(self, node: Node, scope: Scope, inputs: Inputs) -> list[Value | None]:
+        """The inputs of a node, integers that later nodes dequantize as the floats that they mean."""
+        if node.op in ("ConvInteger", "MatMulInteger"):
+            return self._with_scale(node, scope, list(inputs))
+        return _dequantized_behind(node, scope, list(inputs)) if node.op == "Gather" else list(inputs)
 
     def _with_scale(self, node: Node, scope: Scope, inputs: list[Value | None]) -> list[Value | None]:
         """The weight of an operator on integers with the scale that its result is multiplied with later."""

@@ -45,7 +45,7 @@ def of_node(node: Node) -> str | None:
     if node.name.startswith("/"):
         return _from_path(node.name)
     counted = re.fullmatch(rf"(node_)?({re.escape(node.op)}|n)?[_\d]*", node.name)
-    return None if counted else re.sub(r"__\d+$", "", node.name.removeprefix("node_")) or None
+    return None if counted else re.sub(r"(__\d+)?(_quant)?$", "", node.name.removeprefix("node_")) or None
 
 
 def _from_path(path: str) -> str | None:

@@ -168,12 +168,15 @@ def _dynamic(job: Job, ready: Ready, target: Path, between: Path) -> None:
         nodes_to_exclude=ready.nodes_in_float(),
     )
     left = [weight for weight in ready.rounded() if not weight.kinds & set(DYNAMIC)]
-    if left:
-        kinds = listed_names(sorted({kind for weight in left for kind in weight.kinds}))
+    slow = [weight for weight in left if "Conv" in weight.kinds]
+    if slow:
         job.notes.append(
-            f"{listed_names([name for weight in left for name in weight.layers])}: in float, since dynamic is for "
-            f"products of matrices, and with {kinds} it is slower than float; use post_training"
+            f"{_names(slow)}: in float, since convolutions on ranges found at run time are several times slower than "
+            "in float; use method='post_training', or 'weight_only' for a smaller file alone"
         )
+    others = [weight for weight in left if weight not in slow]
+    if others:
+        job.notes.append(f"{_names(others)}: in float, since ONNX Runtime's quantize_dynamic has no {_kinds(others)}")
     job.notes.append(SATURATION)
 
 
@@ -213,10 +216,8 @@ def _post_training(job: Job, ready: Ready, target: Path, between: Path) -> None:
     left = [weight for weight in rounded if weight not in static]
     store_as_integers(written, left)
     if left:
-        kinds = listed_names(sorted({kind for weight in left for kind in weight.kinds}))
         job.notes.append(
-            f"{listed_names([name for weight in left for name in weight.layers])}: integers in the file, floats in "
-            f"arithmetic, since ONNX Runtime has no static quantization for {kinds or 'it'}"
+            f"{_names(left)}: integers in the file alone, since ONNX Runtime's quantize_static has no {_kinds(left)}"
         )
     if attends:
         job.notes.append(
@@ -225,6 +226,14 @@ def _post_training(job: Job, ready: Ready, target: Path, between: Path) -> None:
         )
     job.notes.append(SATURATION)
     _save(written, target)
+
+
+def _names(weights: Sequence[Weight]) -> str:
+    return listed_names([name for weight in weights for name in weight.layers])
+
+
+def _kinds(weights: Sequence[Weight]) -> str:
+    return listed_names(sorted({kind for weight in weights for kind in weight.kinds}))
 
 
 def _attends(ready: Ready) -> bool:
