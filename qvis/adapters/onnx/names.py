@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from qvis.adapters.onnx.parts import Node
@@ -65,6 +67,15 @@ def choose(tensor: str, node: Node) -> list[str]:
     """Names for the layer of a tensor that a node uses, the best first; none of them is empty."""
     fallback = next((output for output in node.outputs if output), node.op)
     return [name for name in (of_tensor(tensor), of_node(node), tensor, node.name, fallback) if name]
+
+
+def shared_name(layers: Sequence[str]) -> str:
+    """What the layers of one node are called together: ``lstm`` for ``lstm.W.i`` and ``lstm.R.i``."""
+    if len(set(layers)) < 2:
+        return next(iter(layers), "")
+    parts = zip(*(name.split(".") for name in layers), strict=False)
+    shared = takewhile(lambda part: len(set(part)) == 1, parts)
+    return ".".join(part[0] for part in shared) or layers[0]
 
 
 def norm_names(prepared: Prepared) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from qvis.adapters.encodings import Array
-from qvis.adapters.onnx.names import of_tensor
+from qvis.adapters.onnx.names import of_tensor, shared_name
 from qvis.adapters.onnx.prepared import Prepared, prepare
 from qvis.adapters.onnx.protos import attribute, captured_names, unused
 from qvis.errors import UnsupportedModelError
@@ -101,14 +101,13 @@ def make_ready(given: Prepared, bits: Mapping[str, int], granularity: str, folde
         The model cannot be brought to the operators that its widths take, or the tensor of a layer is not found.
     """
     _name_nodes(given.model.graph)
-    layer_of_node: dict[str, list[str]] = {}
-    for use in given.uses:
-        layer_of_node.setdefault(given.nodes[use.node].name, []).append(use.layer)
+    before = _layers_by_node(given)
     _take_constants_from_inputs(given.model.graph)
     _raise_opset(given, max((OPSETS[width] for width in bits.values() if width in OPSETS), default=1))
     found = prepare(_folded(given.model, folder), UnsupportedModelError)
     _name_nodes(found.model.graph)
-    originals = _originals(found, bits, layer_of_node)
+    originals = _originals(found, bits, before)
+    _name_after_layers(found, originals)
     weights = tuple(_weights(found, originals, bits, granularity))
     missing = [name for name, width in bits.items() if width != FLOAT and name not in set(originals.values())]
     if missing:
@@ -175,19 +174,34 @@ def _folded(model: Any, folder: Path) -> Any:
 # Layers
 
 
-def _originals(found: Prepared, bits: Mapping[str, int], layer_of_node: Mapping[str, list[str]]) -> dict[str, str]:
-    """What each layer of the folded model was called before: by its name, else by the nodes that apply it."""
+def _originals(found: Prepared, bits: Mapping[str, int], before: Mapping[str, list[str]]) -> dict[str, str]:
+    """What each layer of the folded model was called before: by the nodes that apply it, else by its name.
+
+    A node has several layers where they are the gates of a recurrent layer, in the same order before and after.
+    """
     originals = {name: name for name in found.layers if name in bits}
-    for use in found.uses:
-        if use.layer in originals:
-            continue
-        node = found.nodes[use.node].name
+    for node, names in _layers_by_node(found).items():
         # a fused node begins with the name of what it was made from
-        known = max((one for one in layer_of_node if node.startswith(one)), key=len, default="")
-        before = [name for name in layer_of_node.get(known, ()) if name not in found.layers]
-        if len(before) == 1:
-            originals[use.layer] = before[0]
-    return originals
+        known = max((one for one in before if node.startswith(one)), key=len, default="")
+        if len(before.get(known, ())) == len(names):
+            originals.update(zip(names, before[known], strict=True))
+    return {name: before for name, before in originals.items() if name in found.layers and before in bits}
+
+
+def _name_after_layers(found: Prepared, originals: Mapping[str, str]) -> None:
+    """Let nodes with several layers have their name, which their tensors cannot have."""
+    nodes = {node.name: node for node in found.model.graph.node}
+    for name, layers in _layers_by_node(found).items():
+        if len(layers) > 1:
+            nodes[name].name = unused(shared_name([originals.get(one, one) for one in layers]), nodes.keys() - {name})
+
+
+def _layers_by_node(prepared: Prepared) -> dict[str, list[str]]:
+    layers: dict[str, list[str]] = {}
+    for use in prepared.uses:
+        if use.node in prepared.nodes:
+            layers.setdefault(prepared.nodes[use.node].name, []).append(use.layer)
+    return layers
 
 
 def _weights(
@@ -307,7 +321,30 @@ def _put(field: Any, messages: Iterable[Any]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Means
+# What quantizers would do wrongly, or not at all
+
+
+def turn_gemms(ready: Ready) -> None:
+    """Turn matrices around that Gemm takes transposed; quantize_dynamic would do so once for each node that shares one.
+
+    One that is also used as it is, such as a tied embedding, gets a copy.
+    """
+    import onnx
+
+    graph = ready.model.graph
+    for weight in ready.weights:
+        users = [node for node in graph.node if weight.tensor in node.input]
+        turned = [node for node in users if node.op_type == "Gemm" and attribute(node, "transB", 0)]
+        turned = [node for node in turned if node.input[1] == weight.tensor]
+        if not turned:
+            continue
+        array = np.ascontiguousarray(ready.prepared.read(weight.tensor).T)
+        name = weight.tensor if len(turned) == len(users) else f"{weight.tensor}_transposed"
+        tensor = ready.prepared.constants[weight.tensor] if name == weight.tensor else graph.initializer.add()
+        tensor.CopyFrom(onnx.numpy_helper.from_array(array, name))
+        for node in turned:
+            node.input[1] = name
+            _put(node.attribute, [one for one in node.attribute if one.name != "transB"])
 
 
 def pool_means(ready: Ready) -> None:

@@ -23,7 +23,15 @@ from qvis.adapters.onnx.inputs import split
 from qvis.adapters.onnx.prepared import Prepared, prepare
 from qvis.adapters.onnx.sessions import compute, session
 from qvis.errors import BadArgumentError, QvisError, UnsupportedModelError
-from qvis.quantization.backends.onnx_weights import Ready, Weight, make_ready, pack, pool_means, store_as_integers
+from qvis.quantization.backends.onnx_weights import (
+    Ready,
+    Weight,
+    make_ready,
+    pack,
+    pool_means,
+    store_as_integers,
+    turn_gemms,
+)
 from qvis.quantization.methods import FLOAT, Epoch, Job
 from qvis.words import listed_names
 
@@ -158,6 +166,7 @@ def _weight_only(job: Job, ready: Ready, target: Path, between: Path) -> None:  
 def _dynamic(job: Job, ready: Ready, target: Path, between: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic  # type: ignore[import-untyped]
 
+    turn_gemms(ready)
     _save(ready.model, between)  # a model in memory would be changed
     quantize_dynamic(
         between,

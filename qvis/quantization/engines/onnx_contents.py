@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from qvis.adapters.encodings import ENCODINGS
+from qvis.adapters.onnx.names import shared_name
 from qvis.adapters.onnx.prepared import Prepared, prepare
 from qvis.adapters.onnx.protos import unused
 from qvis.adapters.onnx.tensors import TYPES
@@ -102,7 +103,7 @@ def _operations(path: Path) -> Iterator[Operation]:
     for node, outer in _nodes(optimized.model.graph, types):
         result = next(filter(None, node.output), "")
         names = layers.get(node.name) or after.get(result) or []
-        yield Operation(node.name or result, node.op_type, _arithmetic(node, outer, optimized), _common(names))
+        yield Operation(node.name or result, node.op_type, _arithmetic(node, outer, optimized), shared_name(names))
 
 
 def _optimized(model: Any) -> Any:
@@ -115,15 +116,6 @@ def _optimized(model: Any) -> Any:
         file = Path(folder) / "optimized.onnx"
         load_session(model.SerializeToString(), 1, file)
         return onnx.load(file)
-
-
-def _common(names: list[str]) -> str:
-    """The layer, or the part of their names that the gates of one node share."""
-    if len(set(names)) < 2:
-        return next(iter(names), "")
-    parts = [name.split(".") for name in names]
-    shared = [part[0] for part in zip(*parts, strict=False) if len(set(part)) == 1]
-    return ".".join(shared) or names[0]
 
 
 def _types(graph: Any) -> dict[str, str]:
