@@ -82,7 +82,7 @@ def pass_on(node: Node, inputs: Sequence[Value | None]) -> Value | None:
 
 
 def _cast(node: Node, value: Value) -> Value | None:
-    """A cast between floating types, or of integers to wider ones; what is stored is shown, also where that is wider."""
+    """A cast between floating types, or of integers to wider ones; the stored numbers are shown, also wider ones."""
     if node.op == "CastLike":
         return value if value.floating else None
     kind = TYPES.get(node.integer("to", 0), "")

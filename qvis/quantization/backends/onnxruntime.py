@@ -1,9 +1,9 @@
 """Quantizes ONNX models with the quantizers of ONNX Runtime.
 
-``post_training`` writes integers between QuantizeLinear and DequantizeLinear, which ONNX Runtime fuses into operators on
-integers. Activations are unsigned: with signed ones it leaves some convolutions in float on x86. ``dynamic`` does so for
-products of matrices, embeddings and LSTM; what ONNX Runtime has no integers for keeps integers in the file alone, as all
-layers do with ``weight_only``.
+``post_training`` puts QuantizeLinear and DequantizeLinear around operators, which ONNX Runtime fuses into operators on
+integers. Activations are unsigned: with signed ones it leaves some convolutions in float on x86. Layers that it has no
+integers for get integers in the file alone, as all do with ``weight_only``. Biases stay floats in the file, where their
+integers would take thrice the bytes with steps and zero points; ONNX Runtime rounds them when it loads the model.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ def _post_training(job: Job, ready: Ready, target: Path, between: Path) -> None:
         extra_options={
             "TensorQuantOverrides": {one.tensor: _overrides(one, ready, QuantType.QInt8) for one in static},
             "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"] if attends else [],
-            "QuantizeBias": False,  # ONNX Runtime does it when it loads the model; in the file it takes thrice the bytes
+            "QuantizeBias": False,
         },
     )
     written = onnx.load(target)

@@ -1,6 +1,6 @@
 """Quantizes PyTorch models into ``.onnx`` files: exported by PyTorch, then quantized by ONNX Runtime.
 
-``quantization_aware`` trains as for ``.pt2``; what it trained is exported and quantized like a model that was trained so.
+``quantization_aware`` trains as for ``.pt2``; what comes of it is exported and quantized like any trained model.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -68,7 +68,9 @@ def _exported(job: Job, opened: Opened) -> Job:
 
     try:
         with quietly():
-            proto = torch.onnx.export(opened.program, dynamo=True, verbose=False).model_proto
+            program = torch.onnx.export(opened.program, dynamo=True, verbose=False)
+            assert program is not None
+            proto = program.model_proto
     except Exception as error:
         raise UnsupportedModelError(
             f"model: PyTorch cannot export it to ONNX ({_first_line(error)}); name the output .pt2, or .safetensors"
@@ -169,7 +171,8 @@ def _in_order(batch: Batch, opened: Opened) -> Batch:
     unknown = [name for name in batch.kwargs if name not in opened.kwargs]
     if unknown:
         raise BadArgumentError(
-            f"calibration_data: {unknown[0]!r} is no input of the example, which has {listed_names(list(opened.kwargs))}"
+            f"calibration_data: {unknown[0]!r} is no input of the example, which has "
+            f"{listed_names(list(opened.kwargs)) or 'none by name'}"
         )
     named = {name: batch.kwargs[name] for name in opened.kwargs if name in batch.kwargs}
     leaves = [one for one in pytree.tree_leaves((tuple(batch.args), named)) if hasattr(one, "shape")]

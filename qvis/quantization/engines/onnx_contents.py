@@ -22,16 +22,12 @@ from qvis.quantization.contents import Arithmetic, Contents, Operation
 from qvis.words import listed_names
 
 _MOVING = frozenset(
-    "Reshape Transpose Flatten Squeeze Unsqueeze Identity Concat QLinearConcat Split Slice Gather GatherElements "
-    "GatherND Pad Expand Tile Shape Size Cast CastLike Constant ConstantOfShape Range DepthToSpace SpaceToDepth "
-    "ReverseSequence Dropout NonZero ScatterElements ScatterND Where QLinearWhere QuantizeLinear DequantizeLinear "
-    "DynamicQuantizeLinear ReorderInput ReorderOutput SequenceAt SplitToSequence ConcatFromSequence If Loop Scan "
-    "OneHot EyeLike Optional OptionalGetElement GatherBlockQuantized".split()
+    ["Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Concat", "QLinearConcat", "Split", "Slice", "Gather", "GatherElements", "GatherND", "Pad", "Expand", "Tile", "Shape", "Size", "Cast", "CastLike", "Constant", "ConstantOfShape", "Range", "DepthToSpace", "SpaceToDepth", "ReverseSequence", "Dropout", "NonZero", "ScatterElements", "ScatterND", "Where", "QLinearWhere", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ReorderInput", "ReorderOutput", "SequenceAt", "SplitToSequence", "ConcatFromSequence", "If", "Loop", "Scan", "OneHot", "EyeLike", "Optional", "OptionalGetElement", "GatherBlockQuantized"]
 )
 """Operators that compute nothing, or only what is in the graphs inside them."""
-_INTEGER = frozenset("MatMulInteger ConvInteger MatMulIntegerToFloat MatMulInteger16 QGemm QAttention".split())
+_INTEGER = frozenset(("MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "MatMulInteger16", "QGemm", "QAttention"))
 """Operators on integers, besides those called QLinear; hybrid where the integers are made at run time."""
-_HYBRID = frozenset("DynamicQuantizeMatMul DynamicQuantizeLSTM MatMulNBits MatMulBnb4 QMoE".split())
+_HYBRID = frozenset(("DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits", "MatMulBnb4", "QMoE"))
 _REAL = ("float32", "float64", "float16", "bfloat16")
 _SMALL = ("int8", "uint8", "int4", "uint4", "int16", "uint16")
 
@@ -160,4 +156,4 @@ def _is_stored(maker: Any, optimized: Prepared) -> bool:
         maker = optimized.nodes.get(maker.input[0])
     if maker is None or maker.op_type != "DequantizeLinear" or maker.input[0] not in optimized.constants:
         return False
-    return sum(size > 1 for size in optimized.constants[maker.input[0]].dims) > 1
+    return bool(sum(size > 1 for size in optimized.constants[maker.input[0]].dims) > 1)

@@ -32,7 +32,7 @@ def showing(model: Any) -> tuple[Any, dict[str, Sight]]:
     users = _users(prepared)
     sights: dict[str, Sight] = {}
     for use in prepared.uses:
-        if use.layer not in sights and use.watched and use.node in prepared.nodes:
+        if use.layer not in sights and use.node in prepared.nodes:
             sight = _sight(use, prepared, users)
             if sight is not None:
                 sights[use.layer] = sight
