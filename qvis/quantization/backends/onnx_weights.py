@@ -265,7 +265,7 @@ def store_as_integers(model: Any, weights: Iterable[Weight]) -> None:
         taken |= {codes, scale}
         made = graph.initializer.add()
         made.CopyFrom(onnx.numpy_helper.from_array(steps[0] if weight.axis is None else steps, scale))
-        attributes = {} if weight.axis is None else {"axis": weight.axis}
+        attributes: dict[str, Any] = {} if weight.axis is None else {"axis": weight.axis}
         name = f"{weight.tensor}_DequantizeLinear"
         nodes.append(onnx.helper.make_node("DequantizeLinear", [codes, scale], [weight.tensor], name, **attributes))
         _write_codes(tensor, weight.codes(array), weight.bits, codes)

@@ -21,9 +21,14 @@ from qvis.errors import NotRunnableError
 from qvis.quantization.contents import Arithmetic, Contents, Operation
 from qvis.words import listed_names
 
-_MOVING = frozenset(
-    ["Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Concat", "QLinearConcat", "Split", "Slice", "Gather", "GatherElements", "GatherND", "Pad", "Expand", "Tile", "Shape", "Size", "Cast", "CastLike", "Constant", "ConstantOfShape", "Range", "DepthToSpace", "SpaceToDepth", "ReverseSequence", "Dropout", "NonZero", "ScatterElements", "ScatterND", "Where", "QLinearWhere", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ReorderInput", "ReorderOutput", "SequenceAt", "SplitToSequence", "ConcatFromSequence", "If", "Loop", "Scan", "OneHot", "EyeLike", "Optional", "OptionalGetElement", "GatherBlockQuantized"]
-)
+_MOVING = frozenset((
+    "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Concat", "QLinearConcat", "Split",
+    "Slice", "Gather", "GatherElements", "GatherND", "Pad", "Expand", "Tile", "Shape", "Size", "Cast", "CastLike",
+    "Constant", "ConstantOfShape", "Range", "DepthToSpace", "SpaceToDepth", "ReverseSequence", "Dropout", "NonZero",
+    "ScatterElements", "ScatterND", "Where", "QLinearWhere", "QuantizeLinear", "DequantizeLinear",
+    "DynamicQuantizeLinear", "ReorderInput", "ReorderOutput", "SequenceAt", "SplitToSequence", "ConcatFromSequence",
+    "If", "Loop", "Scan", "OneHot", "EyeLike", "Optional", "OptionalGetElement", "GatherBlockQuantized",
+))  # fmt: skip
 """Operators that compute nothing, or only what is in the graphs inside them."""
 _INTEGER = frozenset(("MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "MatMulInteger16", "QGemm", "QAttention"))
 """Operators on integers, besides those called QLinear; hybrid where the integers are made at run time."""

@@ -12,8 +12,11 @@ from qvis.adapters.onnx.protos import attribute, captured_names, first_result
 from qvis.errors import NotRunnableError
 
 _AXES = {"Conv": 1, "ConvTranspose": 1, "ConvInteger": 1, "QLinearConv": 1, "FusedConv": 1}
-_LAST = ("Gemm", "MatMul", "Gather", "MatMulInteger", "QLinearMatMul", "QGemm", "FusedMatMul", "MatMulIntegerToFloat")
-_LAST += ("DynamicQuantizeMatMul", "MatMulNBits")
+_LAST = (
+    "Gemm", "MatMul", "Gather", "MatMulInteger", "QLinearMatMul", "QGemm", "FusedMatMul", "FusedGemm",
+    "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits",
+)  # fmt: skip
+"""Their channels lie along the last axis of the result."""
 _INTEGER = ("ConvInteger", "MatMulInteger")
 
 
@@ -76,7 +79,7 @@ def _after_constants(node: Any, prepared: Prepared, users: dict[str, list[Any]])
         if len(following) != 1:
             return value
         user = following[0]
-        back = user.op_type == "Reshape" and node.op_type in ("Gemm", "QGemm") and _keeps_last(user, prepared)
+        back = user.op_type == "Reshape" and node.op_type in _LAST and _keeps_last(user, prepared)
         if not scaled and user.op_type in ("Cast", "Mul"):
             scaled = user.op_type == "Mul"
         elif not (back or user.op_type == "BatchNormalization" or _adds_constant(user, value, prepared)):
@@ -94,13 +97,15 @@ def _adds_constant(node: Any, value: str, prepared: Prepared) -> bool:
             other = maker.input[0]
         if other != value and other in prepared.constants:
             sizes = list(prepared.constants[other].dims)
-            return sum(size > 1 for size in sizes) <= 1
+            return bool(sum(size > 1 for size in sizes) <= 1)
     return False
 
 
 def _keeps_last(node: Any, prepared: Prepared) -> bool:
     before, after = (prepared.shape_of(name) for name in (node.input[0], node.output[0]))
-    return bool(before and after and before[-1] is not None and before[-1] == after[-1] and len(after) > len(before))
+    if not before or not after or before[-1] is None:
+        return False
+    return before[-1] == after[-1] and len(after) > len(before)
 
 
 def _after_rounding(sight: Sight, prepared: Prepared, users: dict[str, list[Any]]) -> Sight:
