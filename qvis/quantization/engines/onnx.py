@@ -59,7 +59,7 @@ class OnnxEngine:
         session, sights = self._watching
         values = compute(session, [one.value for one in sights.values()], self._feeds(batch)) if sights else []
         return {
-            name: Looked(_as_floats(value), sight.axis, sight.activation)
+            name: Looked(_by_sample(_as_floats(value), batch.size), sight.axis, sight.activation)
             for (name, sight), value in zip(sights.items(), values, strict=True)
         }
 
@@ -130,6 +130,13 @@ def _fixed_batch(shapes: list[list[Any]]) -> int | None:
     """The number of samples where the first sizes of all inputs are given; the others may be states, or settings."""
     first = [shape[0] for shape in shapes if shape]
     return first[0] if first and all(isinstance(size, int) for size in first) else None
+
+
+def _by_sample(array: FloatArray, size: int) -> FloatArray:
+    """With an axis for the samples, where a product was computed for all of their tokens at once."""
+    if array.ndim != 2 or len(array) == size or not size or len(array) % size:
+        return array
+    return array.reshape(size, -1, array.shape[1])
 
 
 def _as_floats(array: Array) -> FloatArray:

@@ -79,10 +79,9 @@ def _after_constants(node: Any, prepared: Prepared, users: dict[str, list[Any]])
         if len(following) != 1:
             return value
         user = following[0]
-        back = user.op_type == "Reshape" and node.op_type in _LAST and _keeps_last(user, prepared)
         if not scaled and user.op_type in ("Cast", "Mul"):
             scaled = user.op_type == "Mul"
-        elif not (back or user.op_type == "BatchNormalization" or _adds_constant(user, value, prepared)):
+        elif not (user.op_type == "BatchNormalization" or _adds_constant(user, value, prepared)):
             return value
         value = first_result(user)
 
@@ -99,13 +98,6 @@ def _adds_constant(node: Any, value: str, prepared: Prepared) -> bool:
             sizes = list(prepared.constants[other].dims)
             return bool(sum(size > 1 for size in sizes) <= 1)
     return False
-
-
-def _keeps_last(node: Any, prepared: Prepared) -> bool:
-    before, after = (prepared.shape_of(name) for name in (node.input[0], node.output[0]))
-    if not before or not after or before[-1] is None:
-        return False
-    return before[-1] == after[-1] and len(after) > len(before)
 
 
 def _after_rounding(sight: Sight, prepared: Prepared, users: dict[str, list[Any]]) -> Sight:
