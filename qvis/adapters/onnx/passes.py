@@ -87,7 +87,7 @@ def _cast(node: Node, value: Value) -> Value | None:
         return value if value.floating else None
     kind = TYPES.get(node.integer("to", 0), "")
     if not value.floating or not kind.startswith(("float", "bfloat")):
-        wider = kind in ("int32", "int64") or (kind == "int8" and value.tensor.type in ("int4", "int2"))
+        wider = kind in ("int32", "int64") or (kind.endswith("int8") and value.tensor.type.endswith(("int4", "int2")))
         return value if wider and not value.floating else None
     if kind in ("float32", "float64") or kind == value.tensor.type:
         return value

@@ -287,9 +287,9 @@ def pack(model: Any, weights: Iterable[Weight]) -> None:
         if weight.bits != 4 or codes not in tensors:
             continue
         array = onnx.numpy_helper.to_array(tensors[codes])
+        kind = tensors[codes].data_type
         _write_codes(tensors[codes], array, 4, codes)
-        wide = f"{codes}_int8"
-        casts[codes] = onnx.helper.make_node("Cast", [codes], [wide], f"{codes}_Cast", to=onnx.TensorProto.INT8)
+        casts[codes] = onnx.helper.make_node("Cast", [codes], [f"{codes}_bytes"], f"{codes}_Cast", to=kind)
     for node in graph.node:
         for slot, name in enumerate(node.input):
             if name in casts:
@@ -301,7 +301,8 @@ def _write_codes(tensor: Any, codes: Array, bits: int, name: str) -> None:
     import onnx
 
     if bits == 4:
-        kind = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.INT4)
+        narrow = onnx.TensorProto.UINT4 if codes.dtype == np.uint8 else onnx.TensorProto.INT4
+        kind = onnx.helper.tensor_dtype_to_np_dtype(narrow)
         tensor.CopyFrom(onnx.numpy_helper.from_array(codes.astype(kind), name))
     else:
         tensor.CopyFrom(onnx.numpy_helper.from_array(codes, name))

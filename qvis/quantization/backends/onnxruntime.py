@@ -12,6 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -215,7 +216,7 @@ def _post_training(job: Job, ready: Ready, target: Path, between: Path) -> None:
         weight_type=QuantType.QInt8,
         nodes_to_exclude=ready.nodes_in_float(),
         extra_options={
-            "TensorQuantOverrides": {one.tensor: _overrides(one, ready, QuantType.QInt8) for one in static},
+            "TensorQuantOverrides": {one.tensor: _overrides(one, ready) for one in static},
             "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"] if attends else [],
             "QuantizeBias": False,
         },
@@ -259,15 +260,22 @@ def _feeds(job: Job, ready: Ready) -> Iterator[dict[str, Array]]:
         yield from split(ready.prepared, types, batch)[0]
 
 
-def _overrides(weight: Weight, ready: Ready, kind: Any) -> list[dict[str, Any]]:
-    """The grid of a tensor. Steps of its own for four bits, in bytes at first, keep the codes between -7 and 7."""
-    per_tensor = "Gather" in weight.kinds
-    if per_tensor:
-        weight = Weight(weight.tensor, weight.layers, weight.bits, None, weight.nodes, weight.kinds)
-    common = {"quant_type": kind, "zero_point": np.array(0, dtype=np.int8)}
+def _overrides(weight: Weight, ready: Ready) -> list[dict[str, Any]]:
+    """The grid of a tensor. Steps of its own for four bits, in bytes at first, keep the codes within four bits.
+
+    Rows of an embedding are activations too, of one step, and unsigned as all of them.
+    """
+    from onnxruntime.quantization import QuantType
+
+    array = ready.prepared.read(weight.tensor)
+    if "Gather" in weight.kinds:
+        (step,) = replace(weight, axis=None).steps(array)
+        middle = np.array(2 ** (weight.bits - 1), dtype=np.uint8)
+        return [{"quant_type": QuantType.QUInt8, "zero_point": middle, "scale": step}]
+    common: dict[str, Any] = {"quant_type": QuantType.QInt8, "zero_point": np.array(0, dtype=np.int8)}
     if weight.axis is not None:
         common["axis"] = weight.axis
-    return [{**common, "scale": step} for step in weight.steps(ready.prepared.read(weight.tensor))]
+    return [{**common, "scale": step} for step in weight.steps(array)]
 
 
 def _save(model: Any, target: Path) -> None:
