@@ -372,9 +372,10 @@ def _dequantized_behind(node: Node, scope: Scope, inputs: list[Value | None]) ->
     """A table of integers, of which the rows that were taken are dequantized all alike."""
     table = inputs[0] if inputs else None
     users = scope.users.get(node.outputs[0], []) if node.outputs else []
-    if table is None or table.floating or len(users) != 1 or users[0].op != "DequantizeLinear":
+    back = next((user for user in users if user.op == "DequantizeLinear"), None)
+    if table is None or table.floating or back is None:
         return inputs
-    scale, *zeros = (scope.find(name) for name in users[0].inputs[1:] if name)
+    scale, *zeros = (scope.find(name) for name in back.inputs[1:] if name)
     if scale is None or not scale.floating or prod(scale.shape) != 1 or (zeros and zeros[0] is None):
         return inputs
     return [dequantize(table, Grid(scale, zeros[0] if zeros else None)), *inputs[1:]]

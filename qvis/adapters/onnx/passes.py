@@ -138,5 +138,5 @@ def scale_of_result(node: Node, scope: Scope) -> Value | None:
             return None
         scales = [scope.find(one) for one in maker.inputs]
         found = [one for one in scales if one is not None and one.floating]
-        return found[0] if len(found) == 1 else None
+        return found[-1] if found else None  # that of the weight is the second, where both are known
     return None
