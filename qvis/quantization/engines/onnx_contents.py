@@ -100,7 +100,8 @@ def _operations(path: Path) -> Iterator[Operation]:
     for use in optimized.uses:
         if use.layer in known:
             after.setdefault(use.node, []).append(use.layer)
-    types = _types(optimized.model.graph)
+    types = {name: TYPES.get(info.tensor_type.elem_type, "") for name, info in optimized.infos.items()}
+    types.update({name: kind for name, kind in _types(optimized.model.graph).items() if kind})
     for node, outer in _nodes(optimized.model.graph, types):
         result = next(filter(None, node.output), "")
         names = layers.get(node.name) or after.get(result) or []
@@ -149,7 +150,7 @@ def _arithmetic(node: Any, types: dict[str, str], optimized: Prepared) -> Arithm
     if kind.startswith("QLinear"):
         return Arithmetic.INTEGER
     found = {types.get(name, "") for name in (*node.input, *node.output) if name}
-    if found & set(_REAL) or "" in found:
+    if found & set(_REAL) or found == {""}:
         stored = any(_is_stored(maker, optimized) for maker in makers)
         return Arithmetic.HYBRID if stored else Arithmetic.FLOAT
     return Arithmetic.INTEGER if found & set(_SMALL) else Arithmetic.NONE
