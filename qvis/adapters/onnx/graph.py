@@ -203,8 +203,7 @@ class Walk:
     # Weights
 
     def _use(self, node: Node, scope: Scope, inputs: list[Value | None]) -> None:
-        if node.op in ("ConvInteger", "MatMulInteger"):
-            inputs = self._with_scale(node, scope, inputs)
+        inputs = self._with_grids(node, scope, inputs)
         rule = RULES.get(node.domain, {}).get(node.op)
         parts = list(rule(node, inputs)) if rule is not None else []
         for part in parts:
@@ -251,6 +250,12 @@ class Walk:
         found = [one for one in self.added.get(key, ()) if one is not None]
         alike = len({one.value.key for one in found}) == 1 and len(found) == len(self.added[key])
         return found if alike else []
+
+    def _with_grids(self, node: Node, scope: Scope, inputs: Inputs) -> list[Value | None]:
+        """The inputs of a node, integers that later nodes dequantize as the floats that they mean."""
+        if node.op in ("ConvInteger", "MatMulInteger"):
+            return self._with_scale(node, scope, list(inputs))
+        return _dequantized_behind(node, scope, list(inputs)) if node.op == "Gather" else list(inputs)
 
     def _with_scale(self, node: Node, scope: Scope, inputs: list[Value | None]) -> list[Value | None]:
         """The weight of an operator on integers with the scale that its result is multiplied with later."""
@@ -361,6 +366,19 @@ class Walk:
             floating = value.floating and value.shape != () and key not in self.not_learned
             total += value.tensor.size if floating or key in self.learned else 0
         return total
+
+
+def _dequantized_behind(node: Node, scope: Scope, inputs: list[Value | None]) -> list[Value | None]:
+    """A table of integers, of which the rows that were taken are dequantized all alike."""
+    table = inputs[0] if inputs else None
+    users = scope.users.get(node.outputs[0], []) if node.outputs else []
+    back = next((user for user in users if user.op == "DequantizeLinear"), None)
+    if table is None or table.floating or back is None:
+        return inputs
+    scale, *zeros = (scope.find(name) for name in back.inputs[1:] if name)
+    if scale is None or not scale.floating or prod(scale.shape) != 1 or (zeros and zeros[0] is None):
+        return inputs
+    return [dequantize(table, Grid(scale, zeros[0] if zeros else None)), *inputs[1:]]
 
 
 def _node(proto: Any, given: Mapping[str, Any]) -> Node:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,15 +28,7 @@ def split(prepared: Prepared, types: Mapping[str, str], batch: Batch) -> tuple[l
         The batch has other inputs than the model.
     """
     names = [one.name for one in prepared.inputs]
-    wrong = [repr(name) for name in batch.kwargs if name not in names]
-    if len(batch.args) > len(names) or wrong:
-        what = f"one called {wrong[0]}" if wrong else f"{len(batch.args)} of them"
-        raise BadArgumentError(f"inputs: got {what}, the model takes {listed_names(names)}")
-    given = {**dict(zip(names, batch.args, strict=False)), **batch.kwargs}
-    missing = [name for name in names if name not in given]
-    if missing:
-        raise BadArgumentError(f"inputs: {listed_names(missing)} is missing; the model takes {listed_names(names)}")
-    arrays = {name: _array(given[name], types[name], name) for name in names}
+    arrays = arrays_of(names, types, batch)
     size = next((one for one in (_fixed(prepared, name, arrays[name], batch) for name in names) if one), batch.size)
     if size == batch.size:
         return [arrays], size
@@ -46,6 +38,25 @@ def split(prepared: Prepared, types: Mapping[str, str], batch: Batch) -> tuple[l
         shares = {name: _samples(array, places, batch.size) for name, array in arrays.items()}
         parts.append(shares)
     return parts, size
+
+
+def arrays_of(names: Sequence[str], types: Mapping[str, str], batch: Batch) -> dict[str, Array]:
+    """The inputs by name, each an array of the type that the model takes.
+
+    Raises
+    ------
+    BadArgumentError
+        The batch has other inputs than the model.
+    """
+    wrong = [repr(name) for name in batch.kwargs if name not in names]
+    if len(batch.args) > len(names) or wrong:
+        what = f"one called {wrong[0]}" if wrong else f"{len(batch.args)} of them"
+        raise BadArgumentError(f"inputs: got {what}, the model takes {listed_names(names)}")
+    given = {**dict(zip(names, batch.args, strict=False)), **batch.kwargs}
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise BadArgumentError(f"inputs: {listed_names(missing)} is missing; the model takes {listed_names(names)}")
+    return {name: _array(given[name], types[name], name) for name in names}
 
 
 def _samples(array: Array, places: Array, size: int) -> Array:

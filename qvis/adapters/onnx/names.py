@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from qvis.adapters.onnx.parts import Node
@@ -45,7 +47,7 @@ def of_node(node: Node) -> str | None:
     if node.name.startswith("/"):
         return _from_path(node.name)
     counted = re.fullmatch(rf"(node_)?({re.escape(node.op)}|n)?[_\d]*", node.name)
-    return None if counted else re.sub(r"__\d+$", "", node.name.removeprefix("node_")) or None
+    return None if counted else re.sub(r"(__\d+)?(_quant)?$", "", node.name.removeprefix("node_")) or None
 
 
 def _from_path(path: str) -> str | None:
@@ -65,6 +67,15 @@ def choose(tensor: str, node: Node) -> list[str]:
     """Names for the layer of a tensor that a node uses, the best first; none of them is empty."""
     fallback = next((output for output in node.outputs if output), node.op)
     return [name for name in (of_tensor(tensor), of_node(node), tensor, node.name, fallback) if name]
+
+
+def shared_name(layers: Sequence[str]) -> str:
+    """What the layers of one node are called together: ``lstm`` for ``lstm.W.i`` and ``lstm.R.i``."""
+    if len(set(layers)) < 2:
+        return next(iter(layers), "")
+    parts = zip(*(name.split(".") for name in layers), strict=False)
+    shared = takewhile(lambda part: len(set(part)) == 1, parts)
+    return ".".join(part[0] for part in shared) or layers[0]
 
 
 def norm_names(prepared: Prepared) -> dict[str, str]:

@@ -82,12 +82,13 @@ def pass_on(node: Node, inputs: Sequence[Value | None]) -> Value | None:
 
 
 def _cast(node: Node, value: Value) -> Value | None:
-    """A cast between floating types; the stored numbers are shown, also where the new type is narrower."""
+    """A cast between floating types, or of integers to wider ones; the stored numbers are shown, also wider ones."""
     if node.op == "CastLike":
         return value if value.floating else None
     kind = TYPES.get(node.integer("to", 0), "")
     if not value.floating or not kind.startswith(("float", "bfloat")):
-        return None if value.floating or kind not in ("int32", "int64") else value
+        wider = kind in ("int32", "int64") or (kind.endswith("int8") and value.tensor.type.endswith(("int4", "int2")))
+        return value if wider and not value.floating else None
     if kind in ("float32", "float64") or kind == value.tensor.type:
         return value
     return replace(value, notes=(*value.notes, f"cast to {kind} in the graph; shown before that"))
@@ -137,5 +138,5 @@ def scale_of_result(node: Node, scope: Scope) -> Value | None:
             return None
         scales = [scope.find(one) for one in maker.inputs]
         found = [one for one in scales if one is not None and one.floating]
-        return found[0] if len(found) == 1 else None
+        return found[-1] if found else None  # that of the weight is the second, where both are known
     return None

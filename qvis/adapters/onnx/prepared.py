@@ -329,6 +329,7 @@ class _Places(Walk):
 
     def _use(self, node: Node, scope: Scope, inputs: Inputs) -> None:
         super()._use(node, scope, list(inputs))
+        inputs = self._with_grids(node, scope, inputs)
         rule = RULES.get(node.domain, {}).get(node.op)
         for part in rule(node, inputs) if rule is not None else ():
             layer = self.layers.get((part.value.key, part.label))
