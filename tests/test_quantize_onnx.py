@@ -120,6 +120,11 @@ def test_each_layer_has_its_width_and_its_own_grid(tmp_path: Path) -> None:
                 largest = np.abs(exact).max(axis=1, keepdims=True)
                 step = (largest if granularity == "channel" else largest.max()) / (2 ** (width - 1) - 1)
                 exact = np.rint(exact / step) * step
+            if width == 4:  # on a grid that clips, which leaves less error than this one
+                found = held[layer.name].weight
+                assert max(len(np.unique(row)) for row in found) <= 15
+                assert np.square(found - layer.weight).sum() <= np.square(exact - layer.weight).sum()
+                continue
             # where a number lies between two codes, either is right
             near = np.isclose(held[layer.name].weight, exact, atol=1e-6)
             assert near.mean() > 0.99

@@ -133,7 +133,7 @@ def quantize(
     for kind, how in dict.fromkeys((one.kind, one.arithmetic) for one in made.contents.leftovers):
         same = [one for one in made.contents.leftovers if (one.kind, one.arithmetic) == (kind, how)]
         names = listed_names([visible(one.layer or one.name) for one in same], SHOWN)
-        print(f"  {kind} {'on integer weights, in float' if how == 'hybrid' else 'in float'}: {names}")
+        print(f"  {kind} {'with integer weights, on floats' if how == 'hybrid' else 'in float'}: {names}")
     print(
         *map(visible, (*made.notes, *made.contents.notes)),
         sep="\n",

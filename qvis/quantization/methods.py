@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qvis.errors import BadArgumentError
-from qvis.layers import Network
+from qvis.layers import FloatArray, Network
 from qvis.running import Batch, Track, silently
 from qvis.words import count, listed_names
 
@@ -99,7 +99,7 @@ class TrainingStep:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch of training came to, with rounding in place."""
+    """What an epoch of training came to: measured behind it on all training data, with rounding in place."""
 
     number: int
     """0 is the model as it was before training, quantized post-training."""
@@ -152,6 +152,8 @@ class Job:
     track: Track = silently
     notes: list[str] = field(default_factory=list)
     """What a reader must know about the result is added to it."""
+    steps: Mapping[str, FloatArray] = field(default_factory=dict)
+    """Steps of weights that training has found, (channels,) or (1,) by the layer's name; others follow from weights."""
 
     def in_float(self) -> list[str]:
         """The layers that are to stay in float."""

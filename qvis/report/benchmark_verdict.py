@@ -202,7 +202,7 @@ def tell_operations(contents: Document) -> str:
         text = f"None of {count(computing, 'operation')} that compute does so in integers"
         hybrid = kinds["hybrid"]
         if hybrid:
-            text += f"; {'all' if hybrid == computing else hybrid} of them have integer weights and compute with floats"
+            text += f"; {'all' if hybrid == computing else hybrid} of them have integer weights and take floats"
         return f"{text}."
     left = listed_names([visible(one["operation"]) for one in contents["leftovers"]])
     return f"{integer:,} of {count(computing, 'operation')} that compute do so in integers, all but {left}."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,16 @@ import numpy as np
 from qvis.adapters.encodings import Array
 from qvis.adapters.onnx.names import of_tensor, shared_name
 from qvis.adapters.onnx.prepared import Prepared, prepare
-from qvis.adapters.onnx.protos import attribute, captured_names, unused
+from qvis.adapters.onnx.protos import attribute, captured_names, replace_numbers, unused
 from qvis.errors import UnsupportedModelError
 from qvis.layers import FloatArray
+from qvis.quantization.grids import Scheme
 from qvis.quantization.methods import FLOAT
 
 OPSETS = {8: 13, 4: 21}
 """The first version of ONNX's operators with a step for each channel, and the first with integers of four bits."""
+COVERED = 8
+"""So many bits suffice for a grid that covers all of a weight; of fewer one that clips it leaves less error."""
 _DEFAULT = ("", "ai.onnx")
 
 
@@ -41,23 +44,40 @@ class Weight:
     """The names of the nodes that apply it."""
     kinds: frozenset[str]
     """What these are: ``Conv``, ``Gemm``, ..."""
+    given: FloatArray | None = None
+    """Steps that training has found; None where they follow from the weight."""
 
     def steps(self, array: Array) -> FloatArray:
-        """The steps of a symmetric grid without the lowest code, (1,) or one for each index along the axis."""
+        """The steps of a symmetric grid without the lowest code, (1,) or one for each index along the axis.
+
+        The grid covers the weight at 8 bits. Below, it is the one that leaves the least mean square error.
+        """
         rows = array.reshape(1, -1) if self.axis is None else np.moveaxis(array, self.axis, 0)
-        largest = np.abs(rows.reshape(len(rows), -1)).max(axis=1)
-        steps: FloatArray = (largest / (2 ** (self.bits - 1) - 1)).astype(np.float32)
+        rows = rows.reshape(len(rows), -1)
+        if self.given is not None and len(self.given) == len(rows):
+            return self.given.astype(np.float32)
+        scheme = Scheme("uniform", self.bits, "channel", range="minmax" if self.bits >= COVERED else "mse")
+        steps: FloatArray = scheme.fit(rows).scale.reshape(-1).astype(np.float32)
         steps[steps == 0] = 1
         return steps
 
     def codes(self, array: Array) -> Array:
         """The integers, as int8, whatever the width."""
-        steps = self.steps(array)
-        if self.axis is not None:
-            steps = steps.reshape([-1 if axis == self.axis else 1 for axis in range(array.ndim)])
         most = 2 ** (self.bits - 1) - 1
-        codes: Array = np.clip(np.rint(array / steps), -most, most).astype(np.int8)
+        codes: Array = np.clip(np.rint(array / self._along(array)), -most, most).astype(np.int8)
         return codes
+
+    def rounded(self, array: Array) -> Array:
+        """What the integers stand for."""
+        rounded: Array = (self.codes(array) * self._along(array)).astype(array.dtype)
+        return rounded
+
+    def _along(self, array: Array) -> FloatArray:
+        """The steps, to be multiplied with."""
+        steps = self.steps(array)
+        if self.axis is None:
+            return steps
+        return steps.reshape([-1 if axis == self.axis else 1 for axis in range(array.ndim)])
 
 
 @dataclass(frozen=True)
@@ -81,7 +101,13 @@ class Ready:
         return [name for weight in self.weights if weight.bits == FLOAT for name in weight.nodes]
 
 
-def make_ready(given: Prepared, bits: Mapping[str, int], granularity: str, folder: Path) -> Ready:
+def make_ready(
+    given: Prepared,
+    bits: Mapping[str, int],
+    granularity: str,
+    folder: Path,
+    steps: Mapping[str, FloatArray] | None = None,
+) -> Ready:
     """Fold what can be folded, and find the tensor of each layer.
 
     Parameters
@@ -94,6 +120,8 @@ def make_ready(given: Prepared, bits: Mapping[str, int], granularity: str, folde
         ``channel`` or ``tensor``.
     folder
         For files that are only needed for a while.
+    steps
+        Steps of layers that training has found.
 
     Raises
     ------
@@ -108,7 +136,7 @@ def make_ready(given: Prepared, bits: Mapping[str, int], granularity: str, folde
     _name_nodes(found.model.graph)
     originals = _originals(found, bits, before)
     _name_after_layers(found, originals)
-    weights = tuple(_weights(found, originals, bits, granularity))
+    weights = tuple(_weights(found, originals, bits, granularity, steps or {}))
     missing = [name for name, width in bits.items() if width != FLOAT and name not in set(originals.values())]
     if missing:
         raise UnsupportedModelError(
@@ -205,7 +233,11 @@ def _layers_by_node(prepared: Prepared) -> dict[str, list[str]]:
 
 
 def _weights(
-    found: Prepared, originals: Mapping[str, str], bits: Mapping[str, int], granularity: str
+    found: Prepared,
+    originals: Mapping[str, str],
+    bits: Mapping[str, int],
+    granularity: str,
+    steps: Mapping[str, FloatArray],
 ) -> Iterable[Weight]:
     layers: dict[str, list[str]] = {}
     for name in originals:
@@ -221,6 +253,7 @@ def _weights(
             int(axes[-1]) if axes and granularity == "channel" else None,
             tuple(nodes),
             frozenset(node.op_type for node in nodes.values()),
+            steps.get(originals[names[0]]) if len(names) == 1 else None,
         )
 
 
@@ -241,7 +274,7 @@ def _renamed(found: Prepared, weights: Iterable[Weight]) -> Iterable[Weight]:
         for node in graph.node:
             for slot, name in enumerate(node.input):
                 node.input[slot] = wanted if name == weight.tensor else name
-        yield Weight(wanted, weight.layers, weight.bits, weight.axis, weight.nodes, weight.kinds)
+        yield replace(weight, tensor=wanted)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -270,6 +303,24 @@ def store_as_integers(model: Any, weights: Iterable[Weight]) -> None:
         nodes.append(onnx.helper.make_node("DequantizeLinear", [codes, scale], [weight.tensor], name, **attributes))
         _write_codes(tensor, weight.codes(array), weight.bits, codes)
     _put_first(graph, nodes)
+
+
+def clip(model: Any, weights: Iterable[Weight]) -> list[Weight]:
+    """Bring weights to their grids, so that whoever rounds them to bytes finds no code beyond those of their width.
+
+    Returns the weights with these grids, each of one step where rows are looked up in it.
+    """
+    from onnx import numpy_helper
+
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    found = []
+    for weight in weights:
+        array = numpy_helper.to_array(tensors[weight.tensor])
+        shared = replace(weight, axis=None) if "Gather" in weight.kinds else weight
+        fixed = replace(shared, given=shared.steps(array))
+        replace_numbers(tensors[weight.tensor], fixed.rounded(array))
+        found.append(fixed)
+    return found
 
 
 def pack(model: Any, weights: Iterable[Weight]) -> None:

@@ -12,7 +12,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,6 +26,7 @@ from qvis.errors import BadArgumentError, QvisError, UnsupportedModelError
 from qvis.quantization.backends.onnx_weights import (
     Ready,
     Weight,
+    clip,
     make_ready,
     pack,
     pool_means,
@@ -87,7 +87,7 @@ def convert(job: Job, target: Path) -> tuple[Epoch, ...]:
     if others:
         job.notes.append(f"{listed_names(others)}: in float, since nothing is multiplied by it")
     with TemporaryDirectory() as folder, quiet():
-        ready = make_ready(prepare(job.model, UnsupportedModelError), bits, job.granularity, Path(folder))
+        ready = make_ready(prepare(job.model, UnsupportedModelError), bits, job.granularity, Path(folder), job.steps)
         try:
             methods[job.cell.method](job, ready, target, Path(folder) / "ready.onnx")
         except QvisError:
@@ -204,6 +204,7 @@ def _post_training(job: Job, ready: Ready, target: Path, between: Path) -> None:
     rounded = ready.rounded()
     static = [weight for weight in rounded if weight.kinds <= set(STATIC)]
     pool_means(ready)
+    static = clip(ready.model, static)
     _save(ready.model, between)
     attends = _attends(ready)
     quantize_static(
@@ -223,7 +224,7 @@ def _post_training(job: Job, ready: Ready, target: Path, between: Path) -> None:
     )
     written = onnx.load(target)
     pack(written, static)
-    left = [weight for weight in rounded if weight not in static]
+    left = [weight for weight in rounded if not weight.kinds <= set(STATIC)]
     store_as_integers(written, left)
     if left:
         job.notes.append(
@@ -269,7 +270,7 @@ def _overrides(weight: Weight, ready: Ready) -> list[dict[str, Any]]:
 
     array = ready.prepared.read(weight.tensor)
     if "Gather" in weight.kinds:
-        (step,) = replace(weight, axis=None).steps(array)
+        (step,) = weight.steps(array)
         middle = np.array(2 ** (weight.bits - 1), dtype=np.uint8)
         return [{"quant_type": QuantType.QUInt8, "zero_point": middle, "scale": step}]
     common: dict[str, Any] = {"quant_type": QuantType.QInt8, "zero_point": np.array(0, dtype=np.int8)}

@@ -51,6 +51,20 @@ def weights_in(graph: GraphModule, layers: Mapping[str, Sequence[str]]) -> Itera
                 yield Weight(node, weight, axis, taken, names, path)
 
 
+def roundings_in(graph: GraphModule, layers: Mapping[str, Sequence[str]]) -> Iterator[tuple[Weight, Any]]:
+    """The weights of a prepared graph that are rounded, and the modules that round them."""
+    for node in graph.graph.nodes:
+        rule = _rules().get(node.target) if node.op == "call_function" else None
+        if rule is None:
+            continue
+        for weight in _listed(node.args[rule[0]]):
+            rounding = getattr(graph, str(weight.target)) if weight.op == "call_module" else None
+            if isinstance(rounding, roundings().weight):
+                path = _path(weight)
+                names = tuple(layers.get(path, ())) or _module_of(node)
+                yield Weight(node, weight, rule[1], None, names, path), rounding
+
+
 @cache
 def _rules() -> dict[Any, tuple[int, int, int | None]]:
     """Where in the arguments weights are, the axis of their output channels, and where what is rounded with them is."""

@@ -49,9 +49,11 @@ def convert(job: Job, target: Path) -> tuple[Epoch, ...]:
     exported = _exported(job, opened)
     onnxruntime.check(exported)
     if job.cell.method == "quantization_aware":
-        module, epochs = trained_module(job)
+        module, epochs, steps = trained_module(job)
         job = replace(job, model=module)
         exported = _exported(job, open_model(job))
+        known = {name: layer.name for layer in exported.network.layers for name in (layer.name, *layer.aliases)}
+        exported = replace(exported, steps={known[name]: one for name, one in steps.items() if name in known})
     onnxruntime.convert(exported, target)
     if opened.batch is not None:
         job.notes.append(f"the number of samples is fixed: the file takes {opened.batch} at once")

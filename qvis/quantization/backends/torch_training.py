@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from qvis.errors import BadArgumentError, QvisError
+from qvis.layers import FloatArray
 from qvis.quantization.backends.pt2e_program import Opened, as_tensor, open_model, quietly, tensors_of
-from qvis.quantization.backends.pt2e_quantizer import operation, quantizer
+from qvis.quantization.backends.pt2e_quantizer import operation, quantizer, roundings_in
 from qvis.quantization.backends.pt2e_rounding import roundings
 from qvis.quantization.methods import Epoch, Job, Training, TrainingStep
 from qvis.running import Batch
@@ -58,16 +59,24 @@ def train(job: Job, opened: Opened | None = None) -> tuple[GraphModule, tuple[Ep
         return graph, tuple(_epochs(graph, training, goal, taught, opened.batch is not None))
 
 
-def trained_module(job: Job) -> tuple[nn.Module, tuple[Epoch, ...]]:
-    """A copy of a job's model, on the CPU in 32-bit floats and evaluation mode, that :func:`train` has trained.
+class Trained(NamedTuple):
+    """What training made of a model."""
 
-    Its layers are still to be rounded: each weight to its width, and activations to 8 bits.
-    """
+    module: nn.Module
+    """A copy, on the CPU in 32-bit floats and evaluation mode. Its layers are still to be rounded."""
+    epochs: tuple[Epoch, ...]
+    steps: dict[str, FloatArray]
+    """The steps to which the weights of layers were trained, with normalizations folded, (channels,) or (1,)."""
+
+
+def trained_module(job: Job) -> Trained:
+    """The model of a job as a module that :func:`train` has trained, for others than torchao to quantize."""
     from torch.export import ExportedProgram
 
     from qvis.adapters.torch.copying import copied
 
-    graph, epochs = train(job)
+    opened = open_model(job)
+    graph, epochs = train(job, opened)
     if isinstance(job.model, ExportedProgram):
         target: nn.Module = open_model(job).program.module(check_guards=False)
     else:
@@ -76,7 +85,14 @@ def trained_module(job: Job) -> tuple[nn.Module, tuple[Epoch, ...]]:
     for name, parameter in target.named_parameters(remove_duplicate=False):
         if name in found:
             parameter.data.copy_(found[name].detach())
-    return target, epochs
+    return Trained(target, epochs, dict(_steps_of(graph, opened)))
+
+
+def _steps_of(graph: GraphModule, opened: Opened) -> Iterator[tuple[str, FloatArray]]:
+    """The steps of the weights in a prepared graph, by the names of their layers."""
+    for weight, rounding in roundings_in(graph, opened.layers):
+        step, _ = rounding.calculate_qparams()
+        yield from ((name, step.numpy()) for name in weight.names)
 
 
 def check_training(job: Job, opened: Opened) -> None:
@@ -154,13 +170,17 @@ def _epochs(
     import torch
 
     batches, size = training.batches, training.batch_size
-    with torch.no_grad():
-        before = _Mean()
-        for batch, target in _steps(batches, taught, size, None, whole):
-            args, kwargs = tensors_of(batch)
-            result = _called(graph, args, kwargs)
-            before.add(float(goal(result, target, batch.size)), batch.size, *right_answers(result, batch.labels))
-    yield Epoch(0, before.loss, before.accuracy)
+
+    def measured(number: int) -> Epoch:
+        found = _Mean()
+        with torch.no_grad():
+            for batch, target in _steps(batches, taught, size, None, whole):
+                args, kwargs = tensors_of(batch)
+                result = _called(graph, args, kwargs)
+                found.add(float(goal(result, target, batch.size)), batch.size, *right_answers(result, batch.labels))
+        return Epoch(number, found.loss, found.accuracy)
+
+    yield measured(0)
     if not training.epochs:
         return
     parameters = [one for one in graph.parameters() if one.is_floating_point()]
@@ -171,10 +191,10 @@ def _epochs(
     random = np.random.default_rng(training.seed)
     samples = sum(batch.size for batch in batches)
     steps = max(1, samples // size if whole else math.ceil(samples / size))
-    _set_dropout(graph, True)
     try:
         for epoch in range(1, training.epochs + 1):
             seen = _Mean()
+            _set_dropout(graph, True)
             order = random.permutation(samples)
             for step, (batch, target) in enumerate(_steps(batches, taught, size, order, whole), start=1):
                 done = ((epoch - 1) * steps + step - 1) / (training.epochs * steps)
@@ -194,7 +214,8 @@ def _epochs(
                 optimizer.step()
                 seen.add(float(loss), batch.size, *right_answers(result, batch.labels))
                 training.watch(TrainingStep(epoch, training.epochs, step, steps, seen.loss, seen.accuracy))
-            yield Epoch(epoch, seen.loss, seen.accuracy)
+            _set_dropout(graph, False)
+            yield measured(epoch)
     finally:
         _set_dropout(graph, False)
         for one in parameters:
