@@ -47,7 +47,7 @@ def load(spec: str, weights: str | Path | None = None) -> object:
     """
     model = make(spec)
     if weights is not None:
-        _put(_read(Path(weights)), model, f"weights: {str(weights)!r}")
+        put_weights(_read(Path(weights)), model, f"weights: {str(weights)!r}")
     return model
 
 
@@ -203,8 +203,8 @@ def _tensors(loaded: object, what: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _put(state: dict[str, Tensor], model: object, what: str) -> None:
-    """Load the weights into the model, or say what does not fit."""
+def put_weights(state: dict[str, Tensor], model: object, what: str) -> None:
+    """Load weights into a model, or say what does not fit; ``what`` is how an error begins."""
     import torch
 
     if not isinstance(model, torch.nn.Module):
