@@ -34,13 +34,13 @@ def load_data(framework: str) -> Data:
     return Data(pictures[~held_out], labels[~held_out], pictures[held_out], labels[held_out])
 
 
-def load_model(framework: str, data: Data) -> Any:
-    """A trained network of a framework."""
-    return load_digits_model() if framework == "torch" else train_keras_model(data)
+def load_model(framework: str, data: Data, keras_epochs: int) -> Any:
+    """A trained network of a framework; that of Keras is trained now."""
+    return load_digits_model() if framework == "torch" else train_keras_model(data, keras_epochs)
 
 
-def train_keras_model(data: Data, epochs: int = 20) -> Any:
-    """A small convolutional network, trained in about ten seconds."""
+def train_keras_model(data: Data, epochs: int) -> Any:
+    """A small convolutional network, trained in about ten seconds for 20 epochs."""
     import keras
 
     keras.utils.set_random_seed(0)

@@ -28,13 +28,13 @@ WAYS = {
 """Methods, and the files that they write."""
 
 
-def run(framework: str, output: Path) -> None:
+def run(framework: str, output: Path, keras_epochs: int) -> None:
     """Quantize a model of one framework in each way, and write the page."""
     folder = output / framework
     folder.mkdir(parents=True, exist_ok=True)
     data = load_data(framework)
     save_data(data, folder)
-    model = load_model(framework, data)
+    model = load_model(framework, data, keras_epochs)
     if framework == "keras":
         model.save(folder / "model.keras")
 
@@ -58,9 +58,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frameworks", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--output", type=Path, default=Path("quantized"), help="the folder to write to")
+    parser.add_argument("--keras-epochs", type=int, default=20, help="of the Keras model's own training (default 20)")
     chosen = parser.parse_args()
     for framework in chosen.frameworks:
-        run(framework, chosen.output)
+        run(framework, chosen.output, chosen.keras_epochs)
 
 
 if __name__ == "__main__":
