@@ -235,8 +235,8 @@ def float_tflite(model: Any, folder: Path) -> Path:
 
 
 HEAD = (
-    "                                                 right answers   time, of float's, with             output kept\n"
-    "  method             file          bytes  int.   float   quant.  1 sample         32 samples         real  predicted"
+    "                                                 right answers   time, of float's, with            output kept\n"
+    "  method             file          bytes  int.   float   quant.  1 sample         32 samples        real predicted"
 )
 
 
