@@ -5,6 +5,7 @@ The pictures are those of scikit-learn, 8 x 8 pixels. Every fifth is held out: n
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,7 @@ def load_model(framework: str, data: Data, keras_epochs: int) -> Any:
 
 def train_keras_model(data: Data, epochs: int) -> Any:
     """A small convolutional network, trained in about ten seconds for 20 epochs."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow tells much when it is imported
     import keras
 
     keras.utils.set_random_seed(0)
