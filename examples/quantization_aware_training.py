@@ -62,7 +62,11 @@ def run(framework: str, output: Path, bits: int, epochs: int, keras_epochs: int)
         if before.answers and after.answers and before.answers.top1 is not None and after.answers.top1 is not None
     ]
     for gain, width in gains:
-        text = f"training gains {100 * gain:.1f} points" if gain > 0.005 else "training gains nothing worth its time"
+        text = (
+            f"training gains {100 * gain:.1f} points"
+            if gain > 0.01
+            else "training gains nothing that could not be chance"
+        )
         print(f"  At {width} {text}.")
     print(f"  {found.verdict}")
     print(f"  {found.write(folder).paths['html']}")
