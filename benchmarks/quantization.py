@@ -11,6 +11,7 @@ kind of engine. Then quantizing after training and with training are compared at
 from __future__ import annotations
 
 import copy
+import logging
 import tempfile
 import time
 import warnings
@@ -295,6 +296,7 @@ def main() -> None:
     script = Script(parser)
     chosen = script.chosen
     warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
     rows: list[Row] = []
     for subject in script.subjects():
         data = data_of(subject, Sources(chosen.cache, chosen.data), chosen.train, chosen.held_out)

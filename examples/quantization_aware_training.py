@@ -17,6 +17,7 @@ Needs ``pip install "qvis[quantize,tensorflow]" scikit-learn`` and takes about t
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from digits_models import load_data, load_model
@@ -27,7 +28,7 @@ SUFFIXES = {"torch": ".pt2", "keras": ".tflite"}
 LEARNING_RATE, BATCH_SIZE = 1e-3, 64
 
 
-def run(framework: str, output: Path, bits: int, epochs: int, keras_epochs: int) -> None:
+def run(framework: str, output: Path, bits: Sequence[int], epochs: int, keras_epochs: int) -> None:
     """Quantize a model of one framework with training and without, and write the page."""
     folder = output / framework
     folder.mkdir(parents=True, exist_ok=True)
@@ -36,7 +37,7 @@ def run(framework: str, output: Path, bits: int, epochs: int, keras_epochs: int)
 
     print(f"\n{framework}")
     files, names = [], ["float"]
-    for width in dict.fromkeys((8, bits)):
+    for width in bits:
         # with no epoch at all it is post-training quantization, of exactly the same grids
         for more, name in ((0, "after training"), (epochs, "with training")):
             made = qvis.quantize(
@@ -52,7 +53,9 @@ def run(framework: str, output: Path, bits: int, epochs: int, keras_epochs: int)
             files.append(made.path)
             names.append(f"{width} bits, {name}")
 
-    found = qvis.benchmark(files, model, data=data.test_x, labels=data.test_y, names=names, memory=False)
+    found = qvis.benchmark(
+        files, model, data=data.test_x, labels=data.test_y, names=names, batch_sizes=[1], memory=False
+    )
     for variant in found.variants:
         right = variant.answers.top1 if variant.answers is not None else None
         print(f"  {variant.name:24} {'' if right is None else f'{right:6.1%} right'}")
@@ -77,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frameworks", nargs="+", choices=list(SUFFIXES), default=list(SUFFIXES))
     parser.add_argument("--output", type=Path, default=Path("trained"), help="the folder to write to")
-    parser.add_argument("--bits", type=int, default=2, help="of weights, beside 8 (default 2)")
+    parser.add_argument("--bits", nargs="+", type=int, default=[8, 2], help="of weights (default 8 2)")
     parser.add_argument("--epochs", type=int, default=4, help="of training (default 4)")
     parser.add_argument("--keras-epochs", type=int, default=20, help="of the Keras model's own training (default 20)")
     chosen = parser.parse_args()
