@@ -18,9 +18,12 @@ from qvis.adapters.digits import load_digits_model, load_digits_samples
 from qvis.adapters.factories import load
 from qvis.adapters.torch.integer_linear import IntegerLinear, multiplies_exactly
 from qvis.adapters.torch.integers import dynamic_weight, load_quantized, weight_in_integers
+from qvis.benchmarking.benchmark import benchmark
 from qvis.errors import BadArgumentError, UnsupportedModelError
 from qvis.quantization.backends import torchao
+from qvis.quantization.engines import inspect, open_engine
 from qvis.quantization.methods import Job, find_cell
+from qvis.quantization.quantize import quantize
 from qvis.running import Batch
 
 HELD_OUT = 5
@@ -264,6 +267,40 @@ def test_a_program_computes_with_integers_in_operations_of_pytorch_alone(tmp_pat
     weight = dynamic_weight(trained().head.weight, 7)
     assert (layers["head"].op, layers["head"].dtype) == ("Linear", "int8")
     assert np.array_equal(layers["head"].read(), weight.dequantize().numpy())
+
+
+def test_a_program_is_run_and_looked_into(tmp_path: Path) -> None:
+    x, made_of = pixels()[2][:32].numpy(), tmp_path / "q.pt2"
+    made(trained(), "dynamic", made_of, x[:2], bits=7)
+    kinds = {one.layer: (one.kind, one.arithmetic.value) for one in inspect(made_of).computing if one.layer}
+    assert kinds["hidden"] == kinds["head"] == ("aten._int_mm", "hybrid")
+    assert {one.kind for one in inspect(made_of).computing} == {"aten.embedding", "aten._int_mm", "aten.relu"}
+    engine = open_engine(made_of)
+    assert "int8 products" in engine.name
+    assert not engine.simulated
+    (scores,) = engine.run(Batch((x,), size=32))
+    looked = engine.look(Batch((x,), size=32))  # type: ignore[attr-defined]
+    assert np.array_equal(looked["head"].values, scores)
+    with torch.no_grad():
+        hidden = trained().hidden(trained().embed(torch.tensor(x)).flatten(1)).numpy()
+    assert np.square(looked["hidden"].values - hidden).sum() < 1e-2 * np.square(hidden).sum()
+
+
+def test_quantizing_and_measuring_go_through_files(tmp_path: Path) -> None:
+    path, x = tmp_path / "q.safetensors", pixels()[2].numpy()
+    found = quantize(trained(), path, "weight_only", bits={"hidden": 4}, example_inputs=x[:2])
+    assert found.contents.bytes_by_type["int8"] > 0.9 * found.contents.parameter_bytes
+    assert found.compression < 0.3
+    measured = benchmark(
+        reloaded(path, "Reader"), trained(), data=x, labels=pixels()[3].numpy(), batch_sizes=(4,), calls=3
+    )
+    before, after = measured.variants
+    assert 0.25 < after.parameter_bytes / before.parameter_bytes < 0.3
+    assert before.answers is not None
+    assert after.answers is not None
+    assert before.answers.top1 is not None
+    assert after.answers.top1 is not None
+    assert abs(before.answers.top1 - after.answers.top1) <= 0.02
 
 
 def test_both_files_of_dynamic_compute_the_same(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from qvis.rewriting import Rewriting
 from qvis.running import Batch, Runner
 
 if TYPE_CHECKING:
-    from torch import Tensor, fx
+    from torch import fx
     from torch.export import ExportedProgram
 
 
@@ -184,20 +184,7 @@ def _weights(program: Program) -> Iterator[tuple[str, Source, Part]]:
         role = roles.get(source.key)
         if source.get().ndim >= 2 and (role is not None or path in program.parameters):
             for part in _parts(program, path, role):
-                yield path, _scaled(program, path, source), part
-
-
-def _scaled(program: Program, path: str, source: Source) -> Source:
-    """The numbers that integers stand for, where they are multiplied by a scale for each output beside them."""
-    scale = program.buffers.get(f"{path}_scale")
-    if scale is None or str(source.get().dtype) != "torch.int8" or scale.get().shape != source.get().shape[:1]:
-        return source
-
-    def get() -> Tensor:
-        return source.get().to(scale.get().dtype) * scale.get().reshape(-1, *[1] * (source.get().ndim - 1))
-
-    note = "dequantized from int8 with weight_scale, one scale for each output"
-    return Source(get, source.key, (*source.notes, note), "int8")
+                yield path, source, part
 
 
 def names_by_path(program: Program) -> dict[str, tuple[str, ...]]:
