@@ -15,6 +15,7 @@ Needs ``pip install "qvis[quantize,tensorflow]" scikit-learn`` and takes about a
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from digits_models import load_data, load_model, save_data
@@ -28,7 +29,7 @@ WAYS = {
 """Methods, and the files that they write."""
 
 
-def run(framework: str, output: Path, keras_epochs: int) -> None:
+def run(framework: str, output: Path, batch_sizes: Sequence[int], keras_epochs: int) -> None:
     """Quantize a model of one framework in each way, and write the page."""
     folder = output / framework
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +49,7 @@ def run(framework: str, output: Path, keras_epochs: int) -> None:
         files.append(made.path)
         print(f"  {method} to {name}: {made.verdict}")
 
-    found = qvis.benchmark(files, model, data=data.test_x, labels=data.test_y)
+    found = qvis.benchmark(files, model, data=data.test_x, labels=data.test_y, batch_sizes=batch_sizes)
     print(f"  {found.verdict}")
     print(f"  {found.write(folder).paths['html']}")
 
@@ -58,10 +59,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frameworks", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--output", type=Path, default=Path("quantized"), help="the folder to write to")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 32], help="to time (default 1 32)")
     parser.add_argument("--keras-epochs", type=int, default=20, help="of the Keras model's own training (default 20)")
     chosen = parser.parse_args()
     for framework in chosen.frameworks:
-        run(framework, chosen.output, chosen.keras_epochs)
+        run(framework, chosen.output, chosen.batch_sizes, chosen.keras_epochs)
 
 
 if __name__ == "__main__":

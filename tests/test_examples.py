@@ -34,7 +34,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def test_a_pytorch_model_is_quantized_and_measured(run: Runner, tmp_path: Path) -> None:
-    printed = run("post_training_quantization.py", "--frameworks", "torch")
+    printed = run("post_training_quantization.py", "--frameworks", "torch", "--batch-sizes", "2")
     assert "post_training to int8.onnx" in printed
     assert (tmp_path / "quantized/torch/benchmark.html").stat().st_size > 10_000
 
