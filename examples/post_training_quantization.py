@@ -23,7 +23,7 @@ from digits_models import load_data, load_model, save_data
 import qvis
 
 WAYS = {
-    "torch": (("weight_only", "weights.pt2"), ("post_training", "int8.pt2"), ("post_training", "int8.onnx")),
+    "torch": (("post_training", "int8.pt2"), ("post_training", "int8.onnx")),
     "keras": (("dynamic_range", "weights.tflite"), ("post_training", "int8.tflite")),
 }
 """Methods, and the files that they write."""
