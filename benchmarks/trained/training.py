@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,13 +68,19 @@ def accuracy_of(model: nn.Module, pictures: np.ndarray, labels: np.ndarray) -> f
     return float((torch.cat(parts).numpy() == labels).mean())
 
 
+def export(model: nn.Module, example: Any, file: Path) -> Path:
+    """Write a model as an ONNX file that takes batches of any size; ``example`` has two samples or more."""
+    named = {name: torch.from_numpy(one) for name, one in example.items()} if isinstance(example, dict) else {}
+    inputs = () if named else (torch.from_numpy(example),)
+    axes = {0: torch.export.Dim.DYNAMIC}
+    shapes = dict.fromkeys(named, axes) or (axes,)
+    program = torch.onnx.export(model, inputs, kwargs=named or None, dynamo=True, verbose=False, dynamic_shapes=shapes)
+    program.save(str(file), external_data=False)
+    return file
+
+
 def exported(subject: Subject, cache: Path) -> Subject:
     """The model as an ONNX file that takes batches of any size."""
-    file = cache / f"{subject.name}.onnx"
-    example = torch.from_numpy(subject.inputs[:2])
-    program = torch.onnx.export(
-        subject.model, (example,), dynamo=True, verbose=False, dynamic_shapes=({0: torch.export.Dim("batch")},)
-    )
     cache.mkdir(parents=True, exist_ok=True)
-    program.save(str(file), external_data=False)
+    file = export(subject.model, subject.inputs[:2], cache / f"{subject.name}.onnx")
     return Subject(f"{subject.name}_onnx", file, subject.inputs, subject.labels, subject.note)

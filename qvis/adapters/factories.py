@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import pickle
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
@@ -36,8 +36,9 @@ def load(spec: str, weights: str | Path | None = None) -> object:
         dots. It is a model, or a function or class that is called without arguments and gives one. This runs the code.
     weights
         A file of weights for it, ``.safetensors`` or ``.pt .pth .bin .th .ckpt``; the latter are read without running
-        what may be pickled in them. A dictionary inside under ``state_dict`` or ``model`` is found, and the prefix
-        ``module.`` of a model trained in parallel dropped. Default: the weights it is made with.
+        what may be pickled in them. Weights of torchao, as :func:`qvis.quantize` writes them, become its integers. A
+        dictionary inside under ``state_dict`` or ``model`` is found, and the prefix ``module.`` of a model trained in
+        parallel dropped. Default: the weights it is made with.
 
     Raises
     ------
@@ -46,7 +47,7 @@ def load(spec: str, weights: str | Path | None = None) -> object:
     """
     model = make(spec)
     if weights is not None:
-        _put(_read(Path(weights)), model, f"weights: {str(weights)!r}")
+        put_weights(_read(Path(weights)), model, f"weights: {str(weights)!r}")
     return model
 
 
@@ -164,7 +165,9 @@ def _read(path: Path) -> dict[str, Tensor]:
         if suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
+            from qvis.adapters.torch.integers import load_quantized
+
+            return load_quantized(path) or load_file(path)
         if suffix in _PICKLED:
             return _tensors(_unpickle(path, what), what)
     except BadArgumentError:
@@ -200,8 +203,8 @@ def _tensors(loaded: object, what: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _put(state: dict[str, Tensor], model: object, what: str) -> None:
-    """Load the weights into the model, or say what does not fit."""
+def put_weights(state: dict[str, Tensor], model: object, what: str) -> None:
+    """Load weights into a model, or say what does not fit; ``what`` is how an error begins."""
     import torch
 
     if not isinstance(model, torch.nn.Module):
@@ -220,6 +223,8 @@ def _put(state: dict[str, Tensor], model: object, what: str) -> None:
     # Copying keeps tied weights tied; only what cannot be copied into replaces the model's own tensors.
     plain = (torch.Tensor, torch.nn.Parameter)
     assign = any(one.is_meta for one in model.parameters()) or any(type(one) not in plain for one in state.values())
+    if assign:
+        state = _tied(own, state)
     try:
         result = model.load_state_dict(state, strict=False, assign=assign)
     except RuntimeError as error:
@@ -232,6 +237,25 @@ def _put(state: dict[str, Tensor], model: object, what: str) -> None:
     ]
     if problems:
         raise BadArgumentError(f"{what} does not fit the model: {'; '.join(problems)}")
+
+
+def _tied(own: Mapping[str, Any], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state with the tensors that are tied in the model under all their names, as one parameter."""
+    import torch
+
+    ties: dict[Hashable, list[str]] = {}
+    for name, tensor in own.items():
+        if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
+            ties.setdefault(identity(tensor), []).append(name)
+    found = dict(state)
+    for names in ties.values():
+        given = next((name for name in names if name in state), None)
+        if given is not None and len(names) > 1:
+            one = state[given]
+            found.update(
+                dict.fromkeys(names, torch.nn.Parameter(one, one.is_floating_point() and own[given].requires_grad))
+            )
+    return found
 
 
 def _fits(mine: object, given: Tensor) -> bool:

@@ -268,7 +268,7 @@ def bits_of(dtype: str) -> int:
     >>> bits_of("bfloat16"), bits_of("int4"), bits_of("float8_e4m3fn"), bits_of("bool")
     (16, 4, 8, 8)
     """
-    found = re.search(r"(?:int|float)(\d+)", dtype)
+    found = re.search(r"(?:int|float)(\d+)", dtype.lower())
     if found:
         return int(found.group(1))
     try:

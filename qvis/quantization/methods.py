@@ -57,9 +57,9 @@ CELLS = (
         "keras", "quantization_aware", ".tflite", "keras_training", ("tensorflow",), "training", (8, 7, 6, 5, 4, 3, 2)
     ),
     Cell("torch", "weight_only", ".safetensors", "torchao", ("torchao",), bits=(8, 7, 6, 5, 4, 3, 2)),
-    Cell("torch", "dynamic", ".safetensors", "torchao", ("torchao",), granularities=("channel",)),
+    Cell("torch", "dynamic", ".safetensors", "torchao", ("torchao",), bits=(8, 7), granularities=("channel",)),
     Cell("torch", "weight_only", ".pt2", "pt2e", ("torchao",), bits=(8, 7, 6, 5, 4, 3, 2)),
-    Cell("torch", "dynamic", ".pt2", "torchao", ("torchao",), granularities=("channel",)),
+    Cell("torch", "dynamic", ".pt2", "torchao", ("torchao",), bits=(8, 7), granularities=("channel",)),
     Cell("torch", "post_training", ".pt2", "pt2e", ("torchao",), "calibration", (8, 7, 6, 5, 4, 3, 2)),
     Cell("torch", "quantization_aware", ".pt2", "pt2e", ("torchao",), "training", (8, 7, 6, 5, 4, 3, 2)),
     Cell("torch", "weight_only", ".onnx", "torch_onnx", ("onnxruntime", "onnxscript"), bits=(8, 4)),

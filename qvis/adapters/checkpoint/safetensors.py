@@ -26,6 +26,9 @@ MOST_AXES = 32
 
 _WHAT, _WAY_OUT = "no .safetensors file", "save it anew with safetensors' save_file"
 
+_TORCHAO = ("IntxUnpackedToInt8Tensor", "Int8Tensor")
+"""Its tensors that are read: one integer in each byte."""
+
 _TYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -58,6 +61,7 @@ def load(path: Path) -> Contents:
     with reading(path, _WHAT, _WAY_OUT):
         header, start, size = _header(path)
         metadata = header.pop("__metadata__", {})
+        header = _joined(header, metadata)
         tensors = [_stored(path, name, header[name], start) for name in sorted(header, key=natural)]
         _check_cover([entry["data_offsets"] for entry in header.values()], size)
     made_by = {"pt": "PyTorch", "tf": "TensorFlow", "flax": "Flax", "np": "NumPy", "mlx": "MLX"}
@@ -65,6 +69,22 @@ def load(path: Path) -> Contents:
     names = set(header)
     ties = {one: kept for one, kept in metadata.items() if kept in names and one not in names}
     return Contents(f"safetensors ({kind})" if kind else "safetensors", tuple(tensors), ties=ties)
+
+
+def _joined(header: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
+    """The header with the names that others give to the parts of a tensor of integers, in place of torchao's.
+
+    They are ``a._weight_qdata`` and ``a._weight_scale`` where the weight is ``a.weight``, and the metadata tell which.
+    """
+    names: dict[str, str] = {}
+    for name, text in metadata.items():
+        if not isinstance(text, str) or not any(f'"{kind}"' in text for kind in _TORCHAO):
+            continue
+        owner, _, last = name.rpartition(".")
+        for part in ("qdata", "scale", "zero_point"):
+            names[f"{owner}._{last}_{part}"] = name if part == "qdata" else f"{name}_{part}"
+    renamed = {names.get(name, name): entry for name, entry in header.items()}
+    return renamed if len(renamed) == len(header) else header
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int, int]:

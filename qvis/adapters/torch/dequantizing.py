@@ -39,11 +39,18 @@ def dequantized(program: Program) -> dict[str, Source]:
         offset = zeros.get if zeros is not None else partial(_number, call.numbers.get("zero_point", 0))
         axis = int(call.numbers.get("axis", 0)) if DEQUANTIZE[call.operation] else None
         most = int(call.numbers.get("quant_max", 127)) - int(call.numbers.get("quant_min", -128))
-        note = f"dequantized from {str(stored.get().dtype).removeprefix('torch.')}"
+        kind = str(stored.get().dtype).removeprefix("torch.")
+        note = f"dequantized from {kind}"
         if most.bit_length() < 8:
             note += f", of which {most.bit_length()} bits are used"
         get = partial(_dequantize, stored.get, scale, offset, axis)
-        found[path] = Source(get, stored.key, (*stored.notes, note))
+        found[path] = Source(get, stored.key, (*stored.notes, note), kind)
+    for path, stored in program.buffers.items():
+        scales = program.buffers.get(f"{path}_scale")
+        # the integers of an IntegerLinear, whose products are multiplied by a scale for each output
+        if path not in found and scales is not None and str(stored.get().dtype) == "torch.int8":
+            get = partial(_dequantize, stored.get, scales.get, partial(_number, 0), 0)
+            found[path] = Source(get, stored.key, (*stored.notes, "dequantized from int8"), "int8")
     return found
 
 

@@ -292,6 +292,7 @@ _USES: dict[str, tuple[str, tuple[str, ...]]] = {
     "aten.bilinear": ("Bilinear", ("weight",)),
     "aten._trilinear": ("Bilinear", ("i2",)),
     "aten.mm": ("MatMul", ("mat2",)),
+    "aten._int_mm": ("MatMul", ("mat2",)),
     "aten.addmm": ("MatMul", ("mat2",)),
     "aten.matmul": ("MatMul", ("other",)),
     "aten.embedding": ("Embedding", ("weight",)),

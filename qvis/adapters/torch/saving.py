@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,10 +102,10 @@ def _exported(model: nn.Module, path: Path, example: Batch | None) -> ExportedPr
     )
 
 
-def write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
+def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors in the format of safetensors: the length of a header, the header as JSON, and the bytes.
 
-    Tensors that share their memory are written each for itself.
+    The header has room for texts by name, ``metadata``. Tensors that share their memory are written each for itself.
     """
     import torch
 
@@ -120,7 +121,7 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
         header[name] = {"dtype": _TYPES[kind], "shape": list(tensor.shape), "data_offsets": [position, end]}
         content.append(tensor)
         position = end
-    text = json.dumps({"__metadata__": {"format": "pt"}, **header}, separators=(",", ":")).encode()
+    text = json.dumps({"__metadata__": {"format": "pt", **(metadata or {})}, **header}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)

@@ -31,6 +31,8 @@ class Source:
     key: Hashable
     """Equal for two tensors exactly when they are the same numbers in the same memory."""
     notes: tuple[str, ...] = ()
+    stored: str = ""
+    """The type that is stored, where :attr:`get` computes another."""
 
     @classmethod
     def of(cls, tensor: Tensor) -> Source:
@@ -103,7 +105,7 @@ class Collector:
             name=name,
             op=part.op,
             shape=_shape(tensor, part),
-            dtype=stored or _name(tensor.dtype),
+            dtype=source.stored or stored or _name(tensor.dtype),
             read=lambda: _array(source.get(), part.view),
             channels=part.channels,
             notes=source.notes + ((f"dequantized from {stored}",) if stored else ()),

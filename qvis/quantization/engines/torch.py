@@ -144,7 +144,9 @@ class ProgramEngine:
     @property
     def name(self) -> str:
         """See :class:`qvis.quantization.engines.Engine`."""
-        hybrid = any(one.arithmetic is Arithmetic.HYBRID for one in self._operations)
+        hybrid = {one.kind for one in self._operations if one.arithmetic is Arithmetic.HYBRID}
+        if "aten._int_mm" in hybrid:
+            return f"{framework()}, eager, int8 products of inputs that are rounded at each call"
         if self._layers and not self.simulated:
             return f"{framework()}, int8 by oneDNN"
         what = ", float arithmetic on weights that are dequantized at each call"
@@ -200,7 +202,9 @@ class ProgramEngine:
         from qvis.quantization.backends.pt2e_program import tensors_of
 
         args, kwargs = tensors_of(batch)
-        layers = {call.result: self._reading.layers(call) for call in self._reading.program.calls}
+        reading = self._reading
+        used = {call.result: reading.layers(call) for call in reading.program.calls}
+        layers = {reading.ends.get(value, value): names for value, names in used.items() if names}
         found: dict[str, Looked] = {}
 
         class Watching(fx.Interpreter):

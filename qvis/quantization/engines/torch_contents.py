@@ -57,6 +57,11 @@ _MOVES = frozenset(
 """What moves numbers, makes them, or compares them."""
 
 
+_ROUNDING = ("abs", "amax", "div", "clamp", "round", "to", "_to_copy")
+_SCALING = ("to", "_to_copy", "mul", "add", "reshape")
+"""What rounds rows of numbers by their own range before a product of integers, and what scales that product."""
+
+
 def contents_of_program(path: Path) -> Contents:
     """The operations and the numbers of an exported program."""
     from qvis.adapters.torch.archive import load
@@ -92,6 +97,13 @@ class _Reading:
         for call in program.calls:
             for value in (value for values in call.tensors.values() for value in values):
                 self.users.setdefault(value, []).append(call)
+        self.rounding: set[str] = set()
+        """Values on the way into a product of integers and out of it."""
+        self.ends: dict[str, str] = {}
+        """What such a product is once it is scaled."""
+        for call in program.calls:
+            if call.operation == "aten._int_mm":
+                self._follow(call)
         self.integer: set[str] = set()
         """Values that an operation with integers has made and that have not been rounded yet."""
 
@@ -99,11 +111,28 @@ class _Reading:
         """In the order of the program."""
         found = []
         for call in self.program.calls:
-            arithmetic = self._arithmetic(call)
+            arithmetic = Arithmetic.NONE if call.result in self.rounding else self._arithmetic(call)
             if arithmetic is Arithmetic.INTEGER:
                 self.integer.add(call.result)
             found.append(Operation(call.result or call.operation, call.operation, arithmetic, self._layer(call)))
         return found
+
+    def _follow(self, product: Call) -> None:
+        """Find what rounds the input of a product of integers, and what scales the product."""
+        pending = list(product.tensors.get("self", ()))
+        while pending:
+            call = self.made.get(pending.pop())
+            if call is not None and call.operation.rpartition(".")[2] in _ROUNDING and call.result not in self.rounding:
+                self.rounding.add(call.result)
+                pending += [value for values in call.tensors.values() for value in values]
+        last = product
+        while last is product or not last.operation.endswith("reshape"):
+            users = [user for user in self.users.get(last.result, ()) if "_assert" not in user.operation]
+            if len(users) != 1 or users[0].operation.rpartition(".")[2] not in _SCALING:
+                break
+            last = users[0]
+            self.rounding.add(last.result)
+        self.ends[product.result] = last.result
 
     def _arithmetic(self, call: Call) -> Arithmetic:
         library, _, name = call.operation.rpartition(".")
