@@ -99,6 +99,10 @@ def test_files_of_two_formats_are_compared_by_their_parameters_and_engines_that_
     details = found.to_dict()["verdict"]["details"]
     assert "LiteRT 2.3.0 runs it, Keras 3.15.0 the baseline: times tell of the engines as well." in details
     assert "another engine" not in verdict(make_benchmark())
+    eager, lowered = (
+        replace(make_variant(i), engine=f"PyTorch 2.13.0, {how}") for i, how in enumerate(("eager", "int8"))
+    )
+    assert "another engine" not in verdict(make_benchmark([eager, lowered]))
 
 
 def test_a_sample_is_listed_once_with_what_each_model_answers() -> None:

@@ -111,7 +111,7 @@ def _tell_time(variant: Document, baseline: Document | None) -> Sentence:
     at, ratio = tell_point(first), first["ratio"]
     if ratio is None or not known(ratio["value"]):
         return [(tell_time(first["median_s"]), "strong"), (f" a call ({at})", "")]
-    if baseline is not None and variant["engine"] != baseline["engine"]:
+    if baseline is not None and not _share_engine(variant, baseline):
         at = f"{at}, another engine"
     between = tell_interval(ratio)
     judged = judge(ratio)
@@ -147,13 +147,14 @@ def _tell_right(variant: Document, baseline: Document | None) -> Sentence:
     return [("; ", ""), (f"top-1 {tell_share(now)}", style), (f" instead of {tell_share(before)}", "")]
 
 
+def _share_engine(one: Document, other: Document) -> bool:
+    """Whether both run in the same engine; what it computes with there is what quantizing changes."""
+    return bool(one["engine"].partition(",")[0] == other["engine"].partition(",")[0])
+
+
 def _tell_engines(chosen: Document, baseline: Document | None) -> list[str]:
     """What is to be known of a comparison of times where engines differ."""
-    if (
-        baseline is None
-        or chosen["engine"] == baseline["engine"]
-        or not (chosen["latencies"] and baseline["latencies"])
-    ):
+    if baseline is None or _share_engine(chosen, baseline) or not (chosen["latencies"] and baseline["latencies"]):
         return []
     engines = f"{visible(chosen['engine'])} runs it, {visible(baseline['engine'])} the baseline"
     return [f"{engines}: times tell of the engines as well."]
