@@ -302,3 +302,18 @@ def test_the_report_of_a_quantized_file_shows_its_weights() -> None:
         one.numel() for name, one in load_digits_model(folded=True).named_parameters() if name.endswith("bias")
     )
     assert pictures()[0].shape == (1797, 1, 8, 8)
+
+
+def test_inputs_that_the_model_cannot_take_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(
+        BadArgumentError, match="calibration_data: the model fails on inputs of 2x5 float32 with Runtime"
+    ):
+        qvis.quantize(nn.Linear(6, 3), tmp_path / "net.pt2", calibration_data=numbers(8, 5))
+    with pytest.raises(BadArgumentError, match="train_data: the model fails on inputs of x=2x6 float32 with TypeError"):
+        qvis.quantize(
+            nn.Linear(6, 3),
+            tmp_path / "net.onnx",
+            "quantization_aware",
+            train_data={"x": numbers(8, 6), "y": np.arange(8) % 3},
+        )
+    assert list(tmp_path.iterdir()) == []

@@ -121,8 +121,9 @@ def compare_answers(
             try:
                 outputs = tally.contender.run(batch)
             except Exception as error:  # each engine has its own kinds
+                why = first_line(error).removeprefix("data: ")
                 raise BadArgumentError(
-                    f"data: the model {tally.contender.name!r} cannot be run on them: {first_line(error)}"
+                    f"data: the model {tally.contender.name!r} cannot be run on them: {why}"
                 ) from error
             tally.add(outputs, reference)
             if number == 0 and not no_answers and batch.labels is not None:

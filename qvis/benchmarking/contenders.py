@@ -246,7 +246,9 @@ def fit(contender: Contender, batch: Batch) -> Contender:
     what = first_line(first)
     if moved:
         what += "; with the channels moved it takes them in two ways, so that nothing tells which is right"
-    raise BadArgumentError(f"data: the model {contender.name!r} cannot be run on them: {what}") from first
+    raise BadArgumentError(
+        f"data: the model {contender.name!r} cannot be run on them: {what.removeprefix('data: ')}"
+    ) from first
 
 
 def first_line(error: BaseException) -> str:

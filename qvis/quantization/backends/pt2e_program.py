@@ -127,10 +127,31 @@ def _export(job: Job) -> ExportedProgram:
             continue
         if not free or _fixed_batch(program) is None:
             return _functional(program)
+    _check_example(plain, job)
     raise UnsupportedModelError(
         f"model: torch.export cannot follow it ({failures[0]}); take out what depends on the numbers it is given, or "
         "write .safetensors with method='weight_only' or 'dynamic', which needs no graph"
     )
+
+
+def _check_example(model: nn.Module, job: Job) -> None:
+    """Refuse inputs that the model cannot be called with, whether it can be followed or not."""
+    import torch
+
+    from qvis.adapters.torch.graph import _first_line
+    from qvis.adapters.torch.running import _describe
+
+    assert job.example is not None
+    args, kwargs = tensors_of(job.example)
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    except Exception as error:
+        given = "calibration_data" if job.calibration else "example_inputs" if job.training is None else "train_data"
+        raise BadArgumentError(
+            f"{given}: the model fails on inputs of {_describe(job.example)} with {_first_line(error)}; give what it "
+            "is called with; an .npz file has x for one input, or inputs under the names that the model has for them"
+        ) from error
 
 
 def _ways(job: Job, example: Batch) -> Iterator[tuple[Batch, bool, bool]]:
