@@ -56,22 +56,32 @@ class SupportedLayers(SphinxDirective):
 
 
 class QuantizationCells(SphinxDirective):
-    """A table of what can be quantized to what, made from the cells themselves."""
+    """What each method does, and a table of what can be quantized to what, made from the cells themselves."""
 
     def run(self) -> list[nodes.Node]:
-        head = ("Framework", "Method", "File", "Width of weights", "Needs", "Does")
-        lines = [".. list-table::", "   :header-rows: 1", "   :widths: 10 18 12 12 14 34", ""]
-        found = ((NAMES[cell.framework], cell.method, cell.suffix, _widths(cell), cell.needs) for cell in CELLS)
-        for row in (head, *((*one, METHODS[one[1]]) for one in found)):
-            lines += [f"   {'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(row)]
+        lines = [line for method, does in METHODS.items() for line in (f"``{method}``", f"   {does}.", "")]
+        lines += [".. list-table::", "   :header-rows: 1", "   :widths: 14 24 26 22 14", ""]
+        head = ("Framework", "Method", "Files", "Bits of weights", "Needs")
+        for row in (head, *map(_row, dict.fromkeys((cell.framework, cell.method) for cell in CELLS))):
+            lines += [f"   {'*' if i == 0 else ' '} - {text}" for i, text in enumerate(row)]
         node = nodes.container()
         self.state.nested_parse(StringList(lines, source=__file__), self.content_offset, node)
         return node.children
 
 
+def _row(what: tuple[str, str]) -> tuple[str, ...]:
+    cells = [cell for cell in CELLS if (cell.framework, cell.method) == what]
+    bits: dict[str, list[str]] = {}
+    for cell in cells:
+        bits.setdefault(_widths(cell), []).append(cell.suffix)
+    most = max(bits, key=lambda widths: len(bits[widths]))
+    told = [most, *(f"{widths} in {', '.join(bits[widths])}" for widths in bits if widths != most)]
+    return NAMES[what[0]], what[1], ", ".join(cell.suffix for cell in cells), "; ".join(told), cells[0].needs
+
+
 def _widths(cell: Cell) -> str:
     least, most = min(cell.bits), max(cell.bits)
-    between = len(cell.bits) == most - least + 1
+    between = len(cell.bits) == most - least + 1 > 2
     return str(most) if least == most else f"{least} {'to' if between else 'or'} {most}"
 
 

@@ -17,7 +17,7 @@ METHODS = {
     "float16": "weights become 16-bit floats",
     "dynamic": "weights are integers; what enters a layer is rounded by its range at run time",
     "dynamic_range": "weights are integers; what enters a layer is rounded by its range at run time",
-    "post_training": "weights and activations are 8-bit integers, ranges found on calibration data",
+    "post_training": "weights and activations are integers, ranges of activations found on calibration data",
     "int16x8": "weights of 8 bits, activations of 16, ranges found on calibration data",
     "quantization_aware": "as post_training, after some epochs of training with rounding in place",
 }
