@@ -14,7 +14,6 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from os import PathLike
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Protocol, cast
 
 from qvis.adapters.rewritten import Rewritten
@@ -31,6 +30,7 @@ from qvis.errors import (
 from qvis.layers import FloatArray, Graph, Layer, Network
 from qvis.rewriting import Rewriting
 from qvis.running import Batch, Runner
+from qvis.writing import check_target, replacing
 
 BUILT_IN = ("torch.exported", "keras", "keras.files", "keras.saved_model", "torch", "onnx", "tflite", "checkpoint")
 """Modules of this package, asked in this order. A Keras model on the torch backend is a module too, and some files are
@@ -272,24 +272,13 @@ def save(model: object, path: str | PathLike[str], *, example: Batch | None = No
         raise BadArgumentError(f"model: expected a model object to save, not the path {os.fspath(model)!r}")
     if isinstance(source, (str, PathLike)) and target.exists() and target.samefile(source):
         raise OutputError(f"path: {str(target)!r} is the file that the model came from; choose another name")
-    if target.is_dir() or not target.parent.is_dir():
-        what = "is a folder" if target.is_dir() else "lies in a folder that does not exist"
-        raise OutputError(f"path: {str(target)!r} {what}; give the name of a file in a folder that exists")
+    check_target(target, "path")
     adapter, model = _adapter(model)
     write = getattr(adapter, "save", None)
     if write is None:
         raise OutputError(f"model: {_describe(model)} cannot be saved by qvis; save it with its own framework")
-    try:
-        with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
-            write(model, Path(folder) / target.name, example)
-            # a file beside the model comes first, so that the model is there only when it is complete
-            for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == target.name):
-                file.replace(target.with_name(file.name))
-    except QvisError:
-        raise
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise OutputError(f"path: {str(target)!r} cannot be written: {why}; choose another folder") from error
+    with replacing(target, "path") as file:
+        write(model, file, example)
     return target
 
 

@@ -12,7 +12,6 @@ from importlib.util import find_spec
 from math import isfinite
 from os import PathLike
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from qvis import adapters
@@ -26,6 +25,7 @@ from qvis.quantization.methods import CELLS, Backend, Cell, Job, Training, Watch
 from qvis.quantization.result import FLOAT_BYTES, QuantizedModel
 from qvis.quantization.widths import Widths, choose_widths
 from qvis.running import Batch, Track, silently
+from qvis.writing import check_target, replacing
 
 SAMPLES = 256
 """Of the calibration data."""
@@ -153,7 +153,7 @@ def quantize(
     equalized = _equalize(job, seed) if equalize else None
     if equalized is not None and equalized.accepted:
         job = replace(job, model=equalized.model, network=adapters.read(equalized.model, name=network.name))
-    with _replacing(target) as file, _explaining(job):
+    with replacing(target, "output") as file, _explaining(job):
         history = backend.convert(job, file)
         contents = inspect(file)
     return QuantizedModel(
@@ -179,9 +179,7 @@ def quantize(
 def _check_output(output: str | PathLike[str], model: object) -> Path:
     """The file to write to, if it can be written."""
     target = Path(output)
-    if target.is_dir() or not target.parent.is_dir():
-        what = "is a folder" if target.is_dir() else "lies in a folder that does not exist"
-        raise OutputError(f"output: {str(target)!r} {what}; give the name of a file in a folder that exists")
+    check_target(target, "output")
     if isinstance(model, (str, PathLike)) and target.exists() and Path(model).exists() and target.samefile(model):
         raise OutputError(f"output: {str(target)!r} is the model itself, which stays as it is; name another file")
     if not os.access(target.parent, os.W_OK):
@@ -304,22 +302,6 @@ def _equalize(job: Job, seed: int) -> Equalization:
         name=job.network.name,
         track=job.track,
     )
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A file in a folder of its own, that takes the place of the target once it is complete; or nothing does."""
-    try:
-        with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as folder:
-            yield Path(folder) / target.name
-            # a file beside the model comes first, so that the model is there only when it is complete
-            for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == target.name):
-                file.replace(target.with_name(file.name))
-    except QvisError:
-        raise
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise OutputError(f"output: {str(target)!r} cannot be written: {why}; choose another folder") from error
 
 
 @contextmanager
