@@ -22,7 +22,6 @@ from qvis.errors import (
     NoGraphError,
     NotRunnableError,
     OutputError,
-    QvisError,
     UnknownLayerError,
     UnsupportedModelError,
     suggest,
