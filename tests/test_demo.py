@@ -107,22 +107,17 @@ def test_the_index_needs_no_script_and_no_network(demo: Path) -> None:
     assert not re.search(r"https?://|@import|url\(", text)
 
 
-def test_the_last_line_is_the_command_that_opens_the_index(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_the_demo_can_be_repeated_gives_the_same_bytes_and_says_how_to_open_the_index(
+    demo: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.platform", "linux")
-    folder = tmp_path / "a folder"
-    assert main(["demo", "-o", str(folder)]) == 0
-    output = capsys.readouterr()
-    last = output.out.splitlines()[-1]
-    assert shlex.split(last.removeprefix("Open it with: ")) == ["xdg-open", str(folder / "index.html")]
-    assert output.err == ""
-
-
-def test_the_demo_can_be_repeated_and_gives_the_same_bytes(demo: Path) -> None:
     before = {path.name: path.read_bytes() for path in demo.iterdir()}
     assert main(["demo", "-o", str(demo)]) == 0
     assert {path.name: path.read_bytes() for path in demo.iterdir()} == before
+    output = capsys.readouterr()
+    last = output.out.splitlines()[-1]
+    assert shlex.split(last.removeprefix("Open it with: ")) == ["xdg-open", str(demo / "index.html")]
+    assert output.err == ""
 
 
 def test_an_index_that_qvis_did_not_write_is_left_alone_and_nothing_else_is_written(

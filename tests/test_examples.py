@@ -63,13 +63,13 @@ def test_a_keras_model_is_quantized_and_measured(run: Runner, tmp_path: Path) ->
     assert "model.tflite: " in printed
 
 
-@pytest.mark.parametrize(("framework", "bits"), [("torch", ["2"]), ("keras", ["8", "2"])])
-def test_training_at_2_bits_gains(framework: str, bits: list[str], run: Runner, tmp_path: Path) -> None:
-    options = ("--frameworks", framework, "--epochs", "2", "--keras-epochs", "8")
-    printed = run("quantization_aware_training.py", *options, "--bits", *bits)
-    gains = [line for line in printed.splitlines() if "bits training gains" in line]
-    assert [line.split()[1] for line in gains] == bits
-    assert "nothing" not in gains[-1]
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_training_at_2_bits_gains(framework: str, run: Runner, tmp_path: Path) -> None:
+    options = ("--frameworks", framework, "--epochs", "1", "--keras-epochs", "8", "--bits", "2")
+    printed = run("quantization_aware_training.py", *options)
+    (gain,) = (line for line in printed.splitlines() if "bits training gains" in line)
+    assert gain.split()[1] == "2"
+    assert "nothing" not in gain
     assert (tmp_path / f"trained/{framework}/benchmark.html").exists()
 
 
