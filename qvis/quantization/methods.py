@@ -23,6 +23,8 @@ METHODS = {
 }
 """Every method, and what it does in words."""
 
+CALIBRATED_ON = 256
+"""So many samples of the training data give the ranges of activations where there are no calibration data."""
 FLOAT = 32
 """The width that leaves a layer in float."""
 

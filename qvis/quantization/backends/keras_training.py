@@ -22,12 +22,10 @@ from qvis.quantization.backends.keras_folding import fold
 from qvis.quantization.backends.keras_goals import Goal, find_goal
 from qvis.quantization.backends.keras_rounding import BITS, INT4, Rounded
 from qvis.quantization.backends.keras_steps import Steps, read_steps
-from qvis.quantization.methods import FLOAT, Epoch, Job, Training, TrainingStep
+from qvis.quantization.methods import CALIBRATED_ON, FLOAT, Epoch, Job, Training, TrainingStep
 from qvis.running import Track
 from qvis.words import listed_names
 
-CALIBRATED_ON = 256
-"""So many samples of the training data give ranges where there are no calibration data."""
 MEMORY = 0.99
 """How much of a range stays in a step of training."""
 FROZEN = 1 / 3

@@ -15,15 +15,12 @@ import numpy as np
 from qvis.errors import BadArgumentError, UnsupportedModelError
 from qvis.layers import Layer, Network
 from qvis.quantization.backends import onnxruntime
-from qvis.quantization.methods import Epoch, Job, find_cell
+from qvis.quantization.methods import CALIBRATED_ON, Epoch, Job, find_cell
 from qvis.running import Batch
 from qvis.words import listed_names
 
 if TYPE_CHECKING:
     from qvis.quantization.backends.pt2e_program import Opened
-
-CALIBRATED_ON = 256
-"""So many samples of the training data are looked at where there are no calibration data."""
 
 
 def check(job: Job) -> None:

@@ -19,14 +19,12 @@ from qvis.layers import FloatArray
 from qvis.quantization.backends.pt2e_program import Opened, as_tensor, open_model, quietly, tensors_of
 from qvis.quantization.backends.pt2e_quantizer import operation, quantizer, roundings_in
 from qvis.quantization.backends.pt2e_rounding import roundings
-from qvis.quantization.methods import Epoch, Job, Training, TrainingStep
+from qvis.quantization.methods import CALIBRATED_ON, Epoch, Job, Training, TrainingStep
 from qvis.running import Batch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-CALIBRATED_ON = 256
-"""So many samples of the training data are looked at where there are no calibration data."""
 
 Goal = Callable[[Any, Any, int], "Tensor"]
 """Outputs, labels or what takes their place, and how many samples there are: their mean loss."""
